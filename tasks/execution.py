@@ -1,0 +1,33 @@
+"""Where and how fast a run happens: facts that never change a result, and so are never part of its identity."""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Execution(BaseModel):
+    """Where and how fast; two runs that differ only here give the same bytes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    home: Path = Field(Path(".bessemer"), description="Folder that holds all state: artifacts, runs, tracking, servers.")
+    workers: int = Field(
+        os.cpu_count() or 1, ge=1, le=1024, description="Worker processes that share the shards of a data stage."
+    )
+    threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="Threads of one training process.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of training and evaluation.")
+    processes: int = Field(1, ge=1, le=65536, description="Training processes, one per GPU, over all nodes.")
+    strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(
+        "ddp", description="How several training processes share the model."
+    )
+    engine: Literal["processes", "dask", "ray"] = Field(
+        "processes", description="What maps data stages over shards: this machine's processes, a Dask or a Ray cluster."
+    )
+    engine_address: str = Field("", description="Address of the Dask scheduler or Ray head; empty starts a local one.")
+    micro_batch_tokens: int = Field(
+        16384, ge=128, description="Tokens that one process takes through the model at once; the batch is split to fit."
+    )
+    tracking_uri: str = Field("", description="MLflow server or database; empty keeps SQLite under the home folder.")
+    mirror: str = Field("", description="fsspec address of a store shared by several machines; empty: this machine only.")
