@@ -12,7 +12,9 @@ class Execution(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    home: Path = Field(Path(".bessemer"), description="Folder that holds all state: artifacts, runs, tracking, servers.")
+    home: Path = Field(
+        Path(".bessemer"), description="Folder that holds all state: artifacts, runs, tracking, servers."
+    )
     workers: int = Field(
         os.cpu_count() or 1, ge=1, le=1024, description="Worker processes that share the shards of a data stage."
     )
@@ -30,4 +32,6 @@ class Execution(BaseModel):
         16384, ge=128, description="Tokens that one process takes through the model at once; the batch is split to fit."
     )
     tracking_uri: str = Field("", description="MLflow server or database; empty keeps SQLite under the home folder.")
-    mirror: str = Field("", description="fsspec address of a store shared by several machines; empty: this machine only.")
+    mirror: str = Field(
+        "", description="fsspec address of a store shared by several machines; empty: this machine only."
+    )

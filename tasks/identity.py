@@ -73,7 +73,9 @@ def _normalised_source(name: str) -> str:
     """The module's syntax tree as text: no comments, no docstrings, no layout."""
     tree = ast.parse(ast.unparse(_tree(name)))
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _has_docstring(
+            node
+        ):
             node.body = node.body[1:] or [ast.Pass()]
     return ast.dump(tree)
 
@@ -88,9 +90,7 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-def stage_key(
-    stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], code: str
-) -> str:
+def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], code: str) -> str:
     """The key of a stage call: equal keys promise equal bytes. `code` is "" for stages that are held dear."""
     payload = {"stage": stage, "version": version, "config": config, "inputs": inputs, "code": code}
     return hashlib.sha256(canonical_json(payload)).hexdigest()

@@ -1,4 +1,4 @@
-"""Content-addressed artifacts and the manifests that explain them: published whole or not at all, verified at each hit."""
+"""Content-addressed artifacts and the manifests that explain them: published whole or not at all, verified on use."""
 
 import fcntl
 import hashlib
@@ -123,7 +123,7 @@ class Store:
 
     @contextmanager
     def lock(self, stage: str, key: str) -> Iterator[None]:
-        """Hold the only right to build this key. flock(2): the kernel frees it when its holder dies, however it dies."""
+        """Hold the only right to build this key; flock(2), since the kernel frees it however its holder dies."""
         path = self.home / "locks" / f"{stage}-{key}"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("w") as stream:

@@ -1,0 +1,110 @@
+"""Progress bars with rate and time left: live on a terminal, a line every ten seconds in a log."""
+
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
+LINE_INTERVAL_S = 10.0
+_SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+ProgressListener = Callable[[str, float, float, float], None]
+"""Called with (description, done, total, units per second) about once a second."""
+
+
+def format_count(value: float) -> str:
+    """A number for people: 1234567 -> '1.2M'."""
+    for size, suffix in _SUFFIXES:
+        if abs(value) >= size:
+            return f"{value / size:.3g}{suffix}"
+    return f"{value:.3g}" if value % 1 else f"{value:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration for people: 75 -> '1m15s'."""
+    if seconds < 10:
+        return f"{seconds:.1f}s"
+    if seconds < 60:
+        return f"{seconds:.0f}s"
+    minutes, rest = divmod(int(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}m{rest:02d}s"
+    return f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+class Progress:
+    """One long step: `with run.progress("encode", total, "bytes") as bar: bar.advance(n)`."""
+
+    def __init__(self, description: str, total: float, unit: str, listener: ProgressListener | None = None) -> None:
+        self.description, self.total, self.unit = description, total, unit
+        self.done = 0.0
+        self._started = self._last_line = self._last_told = time.monotonic()
+        self._already_done = 0.0
+        self._listener = listener
+        self._bar = _live_bar() if sys.stderr.isatty() else None
+
+    def __enter__(self) -> "Progress":
+        if self._bar:
+            self._bar.start()
+            self._task = self._bar.add_task(self.description, total=self.total, speed="")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+        if self._listener:
+            self._listener(self.description, self.done, self.total, self.rate)
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start, not counting what was done before it."""
+        return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)
+
+    def resume_at(self, done: float) -> None:
+        """Say that `done` units were finished by an earlier run; they count for the bar, not for the rate."""
+        self._already_done = self.done = done
+
+    def advance(self, amount: float) -> None:
+        """Count `amount` more units as done, and show it now and then."""
+        self.done += amount
+        now = time.monotonic()
+        if self._bar:
+            self._bar.update(self._task, completed=self.done, speed=f"{format_count(self.rate)} {self.unit}/s")
+        elif now - self._last_line >= LINE_INTERVAL_S:
+            self._last_line = now
+            console.print(f"  {self.line()}")
+        if self._listener and now - self._last_told >= 1.0:
+            self._last_told = now
+            self._listener(self.description, self.done, self.total, self.rate)
+
+    def line(self) -> str:
+        """One line: share, count, rate and time left."""
+        left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
+        share = 100 * self.done / self.total if self.total else 100.0
+        left_text = format_seconds(left) if left != float("inf") else "?"
+        return (
+            f"{self.description}: {share:.0f}% of {format_count(self.total)} {self.unit}, "
+            f"{format_count(self.rate)} {self.unit}/s, {left_text} left"
+        )
+
+
+def _live_bar() -> RichProgress:
+    return RichProgress(
+        TextColumn("  {task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[speed]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
