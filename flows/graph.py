@@ -1,0 +1,83 @@
+"""THE pipeline: one line per stage, in order, whoever carries it out. Read this first."""
+
+from dataclasses import dataclass
+
+from flows.recipe import Recipe
+from tasks.conversations import conversations
+from tasks.decontaminate import decontaminate
+from tasks.dedup import dedup
+from tasks.dpo import dpo
+from tasks.evaluate import evaluate
+from tasks.filter import filter
+from tasks.gate import gate
+from tasks.ingest import ingest
+from tasks.pack import pack
+from tasks.preferences import preferences
+from tasks.pretrain import pretrain
+from tasks.quantize import quantize
+from tasks.sft import sft
+from tasks.source import Source
+from tasks.stage import Artifact, Runner
+from tasks.tokenizer import tokenizer
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a run starts from, identified by content."""
+
+    corpus: Source
+    sft: Source
+    preferences: Source
+
+
+@dataclass(frozen=True)
+class Products:
+    """What a run ends with: five forms of one model, their evaluations, and the verdict on the candidate."""
+
+    models: dict[str, Artifact]
+    evaluations: dict[str, Artifact]
+    verdict: Artifact
+
+
+def pipeline(recipe: Recipe, sources: Sources, incumbent: dict[str, Artifact], run: Runner) -> Products:
+    """Raw text in, five models and a verdict out.
+
+    Args:
+        recipe: every stage's config.
+        sources: corpus, conversations and preference pairs.
+        incumbent: the evaluation of the champion to beat, under the name `incumbent`; empty where there is none.
+        run: who carries out each stage call.
+    """
+    documents = run(ingest, recipe.ingest, corpus=sources.corpus)
+    filtered = run(filter, recipe.filter, documents=documents)
+    unique = run(dedup, recipe.dedup, documents=documents, filtered=filtered)
+    chats = run(conversations, recipe.conversations, sft=sources.sft)
+    pairs = run(preferences, recipe.preferences, pairs=sources.preferences)
+    corpus = {"documents": documents, "filtered": filtered, "deduplicated": unique}
+    clean = run(decontaminate, recipe.decontaminate, **corpus, conversations=chats, preferences=pairs)
+    corpus["decontaminated"] = clean
+    bpe = run(tokenizer, recipe.tokenizer, **corpus)
+    tokens = run(pack, recipe.pack, **corpus, tokenizer=bpe)
+
+    base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=bpe)
+    chat = run(sft, recipe.sft, base=base, conversations=chats)
+    aligned = run(dpo, recipe.dpo, policy=chat, preferences=pairs)
+    int8 = run(quantize, recipe.int8, label="int8", model=aligned, calibration=tokens)
+    fp4 = run(quantize, recipe.fp4, label="fp4", model=aligned, calibration=tokens)
+
+    models = {"base": base, "sft": chat, "dpo": aligned, "int8": int8, "fp4": fp4}
+    references = {"base": base, "sft": chat, "dpo": chat, "int8": aligned, "fp4": aligned}
+    evaluations = {
+        name: run(
+            evaluate,
+            recipe.evaluate,
+            label=f"evaluate_{name}",
+            model=model,
+            tokens=tokens,
+            preferences=pairs,
+            reference=references[name],
+        )
+        for name, model in models.items()
+    }
+    verdict = run(gate, recipe.gate, **evaluations, **incumbent)
+    return Products(models, evaluations, verdict)

@@ -1,0 +1,222 @@
+"""A recipe: what to build, a section per stage in pipeline order; presets, one dial of size, and single-field edits."""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tasks.conversations import ConversationsConfig
+from tasks.decontaminate import DecontaminateConfig
+from tasks.dedup import DedupConfig
+from tasks.dpo import DpoConfig
+from tasks.evaluate import EvaluateConfig
+from tasks.execution import Execution
+from tasks.filter import FilterConfig
+from tasks.gate import GateConfig
+from tasks.ingest import IngestConfig
+from tasks.pack import PackConfig
+from tasks.preferences import PreferencesConfig
+from tasks.pretrain import PretrainConfig
+from tasks.quantize import QuantizeConfig
+from tasks.sft import SftConfig
+from tasks.tokenizer import TokenizerConfig
+
+PRESET_FOLDER = Path(__file__).resolve().parent.parent / "deployments" / "recipes"
+PYTHON_DOCS = "python-docs"
+MAX_DEPTH = 128
+
+
+class Recipe(BaseModel):
+    """What to build. Two runs of one recipe on the same content give the same models."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(
+        "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the recipe and of its MLflow experiment."
+    )
+    corpus: str = Field(
+        PYTHON_DOCS, min_length=1, description="Text to learn from: a folder, file, glob, hub data set, or python-docs."
+    )
+    sft_data: str = Field(
+        PYTHON_DOCS, min_length=1, description="Conversations to learn to answer from: a file, folder or python-docs."
+    )
+    preference_data: str = Field(
+        PYTHON_DOCS, min_length=1, description="Pairs of a better and a worse answer: a file, folder or python-docs."
+    )
+    ingest: IngestConfig = Field(IngestConfig(), description="Read files into documents.")
+    filter: FilterConfig = Field(FilterConfig(), description="Drop text that is not worth learning.")
+    dedup: DedupConfig = Field(DedupConfig(), description="Drop copies and near-copies.")
+    conversations: ConversationsConfig = Field(ConversationsConfig(), description="Read conversations.")
+    preferences: PreferencesConfig = Field(PreferencesConfig(), description="Read preference pairs.")
+    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Drop text that gives tests away.")
+    tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="Learn a byte-level BPE vocabulary.")
+    pack: PackConfig = Field(PackConfig(), description="Turn text into training and validation tokens.")
+    pretrain: PretrainConfig = Field(PretrainConfig(), description="Learn the language.")
+    sft: SftConfig = Field(SftConfig(), description="Learn to answer.")
+    dpo: DpoConfig = Field(DpoConfig(), description="Learn which answer is better.")
+    int8: QuantizeConfig = Field(QuantizeConfig(format="int8"), description="Store weights in 8 bits.")
+    fp4: QuantizeConfig = Field(QuantizeConfig(format="nvfp4"), description="Store weights in 4 bits.")
+    evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Measure each model.")
+    gate: GateConfig = Field(GateConfig(), description="Decide whether the new model replaces the champion.")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe and where to carry it out, as a preset and the command line gave them."""
+
+    recipe: Recipe
+    execution: Execution
+
+
+def preset_names() -> list[str]:
+    """The presets that come with Bessemer."""
+    return sorted(path.stem for path in PRESET_FOLDER.glob("*.yaml"))
+
+
+def scale_by_depth(depth: int) -> dict[str, Any]:
+    """The dial: one number of layers sets width, heads, steps and learning rates; a preset may override each.
+
+    Width 64 per layer and head size 64 keep the aspect ratio of nanochat's dial. Tokens are 20 per parameter of the
+    blocks (Hoffmann et al. 2022, arXiv:2203.15556). The AdamW rates shrink with 1/sqrt(width) from the width of 256
+    at which they were swept (docs/LOG.md); Muon's update is scaled per matrix and keeps its rate.
+    """
+    hidden_size = 64 * depth
+    num_heads = hidden_size // 64
+    width_scale = (256 / hidden_size) ** 0.5
+    block_parameters = 12 * depth * hidden_size**2
+    return {
+        "pretrain": {
+            "num_layers": depth,
+            "hidden_size": hidden_size,
+            "num_heads": num_heads,
+            "num_kv_heads": num_heads // 2 if num_heads % 2 == 0 else num_heads,
+            "intermediate_size": 64 * round(hidden_size * 8 / 3 / 64),
+            "embedding_learning_rate": 0.1 * width_scale,
+            "head_learning_rate": 0.004 * width_scale,
+            "train_tokens": 20 * block_parameters,
+            "batch_tokens": 4096 * 2 ** max(0, round(1.1 * (depth - 4) / 2)) if depth < 16 else 524_288,
+        }
+    }
+
+
+def load_plan(preset: str, settings: Sequence[str] = (), sections: Mapping[str, Any] | None = None) -> Plan:
+    """The recipe and execution of a preset name or YAML file, with `--set` settings and whole sections on top.
+
+    Raises:
+        ValueError: unknown preset, section or field, or a value out of its bounds; names the nearest valid name.
+    """
+    raw = _merge(_read_preset(preset), sections or {})
+    for setting in settings:
+        raw = _merge(raw, _parse_setting(setting))
+    depth = raw.pop("depth", 0)
+    if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
+        raise ValueError(f"depth = {depth!r}: expected a whole number of layers from 1 to {MAX_DEPTH}.")
+    values = _merge(scale_by_depth(depth) if depth else {}, raw)
+    execution = values.pop("execution", {})
+    values.pop("description", None)
+    return Plan(_validated(Recipe, values, preset), _validated(Execution, execution, preset))
+
+
+def _read_preset(preset: str) -> dict[str, Any]:
+    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESET_FOLDER / f"{preset}.yaml"
+    if not path.is_file():
+        names = preset_names()
+        raise ValueError(
+            f"There is no recipe {preset!r}.{_did_you_mean(preset, names)} Presets are: {', '.join(names)}; "
+            "or give the path of a YAML file."
+        )
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"The recipe {path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise ValueError(f"The recipe {path} holds {type(raw).__name__}, expected sections such as `pretrain:`.")
+    return raw
+
+
+def _parse_setting(setting: str) -> dict[str, Any]:
+    """`dpo.beta=0.2` -> {"dpo": {"beta": 0.2}}."""
+    name, equals, value = setting.partition("=")
+    if not equals:
+        raise ValueError(f"--set {setting}: expected a field and a value, such as dpo.beta=0.2.")
+    parsed = yaml.safe_load(value) if value else ""
+    nested: dict[str, Any] = {}
+    section = nested
+    *path, leaf = name.split(".")
+    for part in path:
+        section = section.setdefault(part, {})
+    section[leaf] = parsed
+    return nested
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        old = merged.get(key)
+        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _validated(kind: type[Any], values: Mapping[str, Any], preset: str) -> Any:
+    defaults = kind().model_dump()
+    try:
+        return kind.model_validate(_merge(defaults, values))
+    except ValidationError as error:
+        raise ValueError(_explain(error, kind, preset)) from error
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], preset: str) -> str:
+    """One sentence per wrong field: its name, what was found, its bounds or the nearest valid name."""
+    lines = []
+    for issue in error.errors():
+        name = ".".join(str(part) for part in issue["loc"])
+        if issue["type"] == "extra_forbidden":
+            valid = field_names(kind)
+            lines.append(f"{name} is not a field of the recipe.{_did_you_mean(name, valid)}")
+        else:
+            text = issue["msg"].removeprefix("Value error, ")
+            lines.append(f"{name} = {issue['input']!r}: {text[0].lower()}{text[1:]}. {_describe(kind, name)}")
+    return f"The recipe {preset} cannot be used. " + " ".join(lines)
+
+
+def field_names(kind: type[BaseModel]) -> list[str]:
+    """Every field as it is written after --set: `name`, `dpo.beta`, ..."""
+    names = []
+    for name, info in kind.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            names += [f"{name}.{leaf}" for leaf in field_names(inner)]
+        else:
+            names.append(name)
+    return names
+
+
+def _describe(kind: type[BaseModel], name: str) -> str:
+    """What the field is and what it may hold."""
+    *sections, leaf = name.split(".")
+    for section in sections:
+        inner = kind.model_fields[section].annotation if section in kind.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ""
+        kind = inner
+    info = kind.model_fields.get(leaf)
+    if info is None:
+        return ""
+    words = {"Ge": "at least", "Gt": "more than", "Le": "at most", "Lt": "less than"}
+    bounds = [
+        f"{words[type(bound).__name__]} {next(iter(vars(bound).values()), '') if hasattr(bound, '__dict__') else ''}"
+        for bound in info.metadata
+        if type(bound).__name__ in words
+    ]
+    allowed = f" It must be {' and '.join(bounds)}." if bounds and all(b.strip()[-1].isdigit() for b in bounds) else ""
+    return f"{info.description or ''}{allowed}"
+
+
+def _did_you_mean(name: str, valid: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    near = near or [v for v in valid if v.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]
+    return f" Did you mean {near[0]}?" if near else ""

@@ -1,0 +1,56 @@
+"""One run from sources to verdict, whoever carries out its stages: the body shared by the flow and `--in-process`."""
+
+from collections.abc import Callable, Mapping
+
+from flows.champion import incumbent_evaluation, promote
+from flows.graph import Products, Sources, pipeline
+from flows.recipe import Recipe
+from flows.runners import InProcess
+from tasks.execution import Execution
+from tasks.runs import RunRecord
+from tasks.source import resolve_source
+from tasks.store import Store
+from tasks.track import Tracker
+
+MakeRunner = Callable[[Recipe, Execution, Tracker, Mapping[str, str]], InProcess]
+
+
+def resolve_sources(recipe: Recipe, execution: Execution) -> Sources:
+    """Identify the content that a run starts from.
+
+    Raises:
+        ValueError: a source does not exist or holds no files.
+    """
+    cache = Store(execution.home).home / "sources"
+    return Sources(
+        corpus=resolve_source(recipe.corpus, cache),
+        sft=resolve_source(recipe.sft_data, cache),
+        preferences=resolve_source(recipe.preference_data, cache),
+    )
+
+
+def execute(recipe: Recipe, execution: Execution, tracker: Tracker, make_runner: MakeRunner = InProcess) -> RunRecord:
+    """Run the pipeline to its end and return its record.
+
+    Raises:
+        ValueError: a stage refused its input; the record says failed, and what was built stays.
+    """
+    sources = resolve_sources(recipe, execution)
+    digests = {
+        "corpus": sources.corpus.digest,
+        "sft_data": sources.sft.digest,
+        "preference_data": sources.preferences.digest,
+    }
+    runner = make_runner(recipe, execution, tracker, digests)
+    store = Store(execution.home)
+    try:
+        products: Products = pipeline(recipe, sources, incumbent_evaluation(store, recipe.name, runner), runner)
+        promote(store, recipe.name, products, runner.record)
+    except Exception as error:
+        runner.finish("failed", str(error))
+        raise
+    except BaseException:  # Ctrl-C, or an orchestrator's signal to stop
+        runner.finish("cancelled")
+        raise
+    runner.finish("completed")
+    return runner.record
