@@ -1,5 +1,6 @@
 """THE pipeline: one line per stage, in order, whoever carries it out. Read this first."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flows.recipe import Recipe
@@ -39,13 +40,17 @@ class Products:
     verdict: Artifact
 
 
-def pipeline(recipe: Recipe, sources: Sources, incumbent: dict[str, Artifact], run: Runner) -> Products:
+Incumbent = Callable[[Artifact], Mapping[str, Artifact]]
+"""Given the candidate's evaluation, the evaluation to beat under the name `incumbent`; empty where there is none."""
+
+
+def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner) -> Products:
     """Raw text in, five models and a verdict out.
 
     Args:
         recipe: every stage's config.
         sources: corpus, conversations and preference pairs.
-        incumbent: the evaluation of the champion to beat, under the name `incumbent`; empty where there is none.
+        incumbent: finds the champion's evaluation, which the gate compares the candidate with.
         run: who carries out each stage call.
     """
     documents = run(ingest, recipe.ingest, corpus=sources.corpus)
@@ -79,5 +84,5 @@ def pipeline(recipe: Recipe, sources: Sources, incumbent: dict[str, Artifact], r
         )
         for name, model in models.items()
     }
-    verdict = run(gate, recipe.gate, **evaluations, **incumbent)
+    verdict = run(gate, recipe.gate, **evaluations, **incumbent(evaluations["dpo"]))
     return Products(models, evaluations, verdict)

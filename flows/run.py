@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from flows.champion import incumbent_evaluation, promote
+from flows.champion import incumbent_of, promote
 from flows.graph import Products, Sources, pipeline
 from flows.recipe import Recipe
 from flows.runners import InProcess
@@ -44,7 +44,7 @@ def execute(recipe: Recipe, execution: Execution, tracker: Tracker, make_runner:
     runner = make_runner(recipe, execution, tracker, digests)
     store = Store(execution.home)
     try:
-        products: Products = pipeline(recipe, sources, incumbent_evaluation(store, recipe.name, runner), runner)
+        products: Products = pipeline(recipe, sources, incumbent_of(store, recipe.name), runner)
         promote(store, recipe.name, products, runner.record)
     except Exception as error:
         runner.finish("failed", str(error))

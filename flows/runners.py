@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.recipe import Recipe
-from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
 from tasks.execution import Execution
 from tasks.progress import console, format_seconds
+from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
 from tasks.stage import C, Input, Outcome, Stage, obtain
 from tasks.store import Artifact, Store, now_utc
 from tasks.track import Tracker
@@ -26,6 +26,7 @@ class InProcess:
             run_id=new_run_id(recipe.name),
             recipe=recipe.model_dump(mode="json"),
             command=shlex.join(["bessemer", *sys.argv[1:]]),
+            home=str(execution.home),
             status="running",
             started=now_utc(),
             sources=dict(sources),

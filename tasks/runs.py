@@ -34,6 +34,7 @@ class RunRecord(BaseModel):
     run_id: str
     recipe: dict[str, Any]
     command: str
+    home: str
     status: Status
     started: str
     ended: str = ""

@@ -130,6 +130,18 @@ class Store:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
 
+    def is_locked(self, stage: str, key: str) -> bool:
+        """Whether somebody is building this key right now."""
+        path = self.home / "locks" / f"{stage}-{key}"
+        if not path.exists():
+            return False
+        with path.open("r+") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
     def find(self, stage: str, key: str) -> Manifest | None:
         """The manifest of this key, whether or not its object is intact; None where it was never built."""
         path = self.manifest_path(stage, key)
@@ -159,7 +171,7 @@ class Store:
                 shutil.rmtree(directory)
                 return artifact
             except StoreDamage:
-                target.rename(self.home / "scratch" / f"damaged-{digest[:12]}-{uuid4().hex[:8]}")
+                shutil.rmtree(target)
         directory.rename(target)
         return Artifact(digest, target)
 

@@ -1,0 +1,41 @@
+# Each target sets itself up from nothing; a target whose inputs did not change costs nothing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint format up clean
+
+demo: $(VENV)/.installed          ## raw text to a chat model, about ten minutes on two cores
+	$(BIN)/bessemer run demo
+
+test: $(VENV)/.installed-test     ## every test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test     ## style and strict types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+up: $(VENV)/.installed            ## Prefect, MLflow and a worker, until Ctrl-C
+	$(BIN)/bessemer up
+
+clean:                            ## the environment and caches; never your runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing into $(VENV) (a few minutes the first time)"
+	$(PIP) --editable '.[test]'
+	@touch $@ $(VENV)/.installed

@@ -1,0 +1,76 @@
+"""Talk to a model at the terminal: find its folder by name, then question and streamed answer in turn."""
+
+import sys
+from pathlib import Path
+
+from flows.champion import find_champion
+from flows.summary import MODEL_LABELS
+from tasks.runs import find_run, list_runs
+from tasks.store import Store, StoreDamage
+
+DEFAULT_MODEL = "int8"
+
+
+def model_folder(store: Store, model: str, run: str) -> Path:
+    """The folder of a model named by run and form, or given as a path.
+
+    Raises:
+        ValueError: no such model, run or folder.
+    """
+    if model and (Path(model) / "config.json").is_file():
+        return Path(model)
+    name = model or DEFAULT_MODEL
+    if name not in MODEL_LABELS:
+        raise ValueError(f"There is no model {name!r}. Name one of {', '.join(MODEL_LABELS)}, or a model folder.")
+    digest = _model_digest(store, name, run)
+    try:
+        return store.open(digest).path
+    except StoreDamage as damage:
+        raise ValueError(
+            f"The model {name} cannot be loaded: {damage}. Run the recipe again to rebuild it."
+        ) from damage
+
+
+def _model_digest(store: Store, name: str, run: str) -> str:
+    if not run:
+        runs = list_runs(store)
+        recipe = str(runs[-1].recipe["name"]) if runs else ""
+        champion = find_champion(store, recipe) if recipe else None
+        if champion:
+            return champion.models[name]
+    record = find_run(store, run)
+    stage = record.stage(MODEL_LABELS[name])
+    if stage is None:
+        raise ValueError(f"The run {record.run_id} ({record.status}) did not come as far as {name}.")
+    return stage.digest
+
+
+def hold_conversation(folder: Path, message: str, temperature: float, max_tokens: int) -> None:
+    """Answer `message`, or, if it is empty, go on asking until the input ends."""
+    from tasks.chat import ChatModel
+
+    model = ChatModel.load(folder)
+    messages: list[dict[str, str]] = []
+    while True:
+        question = message or _ask()
+        if not question:
+            return
+        messages.append({"role": "user", "content": question})
+        answer = ""
+        for piece in model.stream(messages, temperature=temperature, max_tokens=max_tokens):
+            answer += piece
+            print(piece, end="", flush=True)
+        print()
+        if message:
+            return
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _ask() -> str:
+    """One line from the user; "" at the end of the input."""
+    if sys.stdin.isatty():
+        print("\n> ", end="", flush=True)
+    while line := sys.stdin.readline():
+        if line.strip():
+            return line.strip()
+    return ""

@@ -1,0 +1,101 @@
+"""Free the disk of what no kept run and no champion needs: objects, manifests, shard results and dead scratch."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from flows.champion import Champion
+from tasks.runs import list_runs, run_folder
+from tasks.store import Manifest, Store
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """What a collection removes, or would remove."""
+
+    runs: list[str]
+    manifests: list[Manifest]
+    objects: list[str]
+    scratch: list[Path]
+    memos: list[Path]
+    bytes: int
+
+
+def find_garbage(store: Store, keep_runs: int) -> Garbage:
+    """Everything that is reachable neither from the latest `keep_runs` runs, through their inputs, nor a champion."""
+    runs = list_runs(store)
+    kept_runs = runs[len(runs) - keep_runs :] if keep_runs else []
+    manifests = store.manifests()
+    roots = {record.digest for run in kept_runs for record in run.stages} | _champion_digests(store)
+    live = _reachable(roots, manifests)
+    kept_keys = {(record.stage, record.key) for run in kept_runs for record in run.stages}
+    dead = [m for m in manifests if m.digest not in live and (m.stage, m.key) not in kept_keys]
+    objects = [path.name for path in sorted(store.objects.glob("*")) if path.name not in live]
+    kept_ids = {run.run_id for run in kept_runs}
+    finished = [r.run_id for r in runs if r.run_id not in kept_ids and r.status != "running"]
+    scratch = [path for path in sorted((store.home / "scratch").glob("*/*")) if not _is_locked(store, path)]
+    memos = _unlinked_memos(store, set(objects))
+    size = sum(_size(store.objects / name) for name in objects) + sum(map(_size, scratch)) + sum(map(_size, memos))
+    return Garbage(finished, dead, objects, scratch, memos, size)
+
+
+def collect(store: Store, garbage: Garbage) -> None:
+    """Remove it: manifests first, so that a crash never leaves a hit without its bytes."""
+    for manifest in garbage.manifests:
+        path = store.manifest_path(manifest.stage, manifest.key)
+        path.unlink(missing_ok=True)
+        path.with_suffix(".curve.jsonl").unlink(missing_ok=True)
+    for digest in garbage.objects:
+        store.discard(digest)
+    for path in [*garbage.scratch, *garbage.memos]:
+        shutil.rmtree(path, ignore_errors=True)
+    for run_id in garbage.runs:
+        (run_folder(store) / f"{run_id}.json").unlink(missing_ok=True)
+
+
+def _champion_digests(store: Store) -> set[str]:
+    found: set[str] = set()
+    for path in (store.home / "champions").glob("*.json"):
+        champion = Champion.model_validate_json(path.read_bytes())
+        found |= {*champion.models.values(), champion.evaluation, champion.predecessor_evaluation}
+    return found - {""}
+
+
+def _reachable(roots: Iterable[str], manifests: list[Manifest]) -> set[str]:
+    """The roots and, through any manifest that explains them, all their inputs."""
+    inputs: dict[str, set[str]] = {}
+    for manifest in manifests:
+        inputs.setdefault(manifest.digest, set()).update(manifest.inputs.values())
+    live: set[str] = set()
+    queue = list(roots)
+    while queue:
+        digest = queue.pop()
+        if digest not in live:
+            live.add(digest)
+            queue += inputs.get(digest, ())
+    return live
+
+
+def _is_locked(store: Store, scratch: Path) -> bool:
+    """Whether somebody is building this key right now."""
+    return store.is_locked(scratch.parent.name, scratch.name)
+
+
+def _unlinked_memos(store: Store, dead_objects: set[str]) -> list[Path]:
+    """Shard results that no object shares any more; a result that an object holds costs no disk of its own."""
+    dying: dict[int, int] = {}
+    for name in dead_objects:
+        for path in (store.objects / name).rglob("*"):
+            inode = path.stat().st_ino
+            dying[inode] = dying.get(inode, 0) + 1
+    found = []
+    for memo in sorted((store.home / "memo").glob("*/*")):
+        data = memo / "data"
+        if not data.exists() or data.stat().st_nlink - dying.get(data.stat().st_ino, 0) <= 1:
+            found.append(memo)
+    return found
+
+
+def _size(path: Path) -> int:
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,0 +1,180 @@
+"""What would run, why, and how long it would take: the same graph under a runner that looks and never builds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+from flows.champion import incumbent_of
+from flows.forecast import Forecast, forecast, total, work_of
+from flows.graph import pipeline
+from flows.recipe import Recipe
+from flows.run import resolve_sources
+from tasks.execution import Execution
+from tasks.progress import format_seconds
+from tasks.stage import C, Input, Outcome, Stage, lookup
+from tasks.store import Artifact, Manifest, Store
+
+_PENDING = "pending:"
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One stage call. `maybe`: its input will be rebuilt, and if that yields the same bytes it is served."""
+
+    label: str
+    status: Literal["cached", "run", "maybe"]
+    reason: str
+    forecast: Forecast | None
+
+
+class Planner:
+    """The runner that only looks. What it cannot know yet it passes on as a pending artifact."""
+
+    def __init__(self, execution: Execution) -> None:
+        self.store = Store(execution.home)
+        self.rows: list[PlanRow] = []
+        self._manifests = self.store.manifests()
+        self._expected_bytes: dict[str, float] = {}
+
+    def __call__(self, stage: Stage[C], config: C, label: str = "", **inputs: Input) -> Artifact:
+        """Say what would become of this call, and hand on its artifact or a pending one."""
+        label = label or stage.name
+        if not any(value.digest.startswith(_PENDING) for value in inputs.values()):
+            found = lookup(self.store, stage, config, inputs)
+            if isinstance(found, Outcome):
+                self.rows.append(PlanRow(label, "cached", found.note, None))
+                self._expected_bytes[found.artifact.digest] = float(found.manifest.size_bytes)
+                return found.artifact
+            reason, status = found or self._difference(stage, config, label, inputs), "run"
+        else:
+            reason = self._difference(stage, config, label, inputs)
+            status = "maybe" if not reason else "run"
+        self.rows.append(
+            PlanRow(label, status, reason or "its input may change", self._forecast(stage, config, inputs))
+        )  # type: ignore[arg-type]
+        return self._pending(stage, label)
+
+    def _pending(self, stage: Stage[Any], label: str) -> Artifact:
+        digest = f"{_PENDING}{label}"
+        past = self._past(stage, label)
+        self._expected_bytes[digest] = float(past[-1].size_bytes) if past else 0.0
+        return Artifact(digest, Path("/nonexistent"))
+
+    def _past(self, stage: Stage[Any], label: str) -> list[Manifest]:
+        """Earlier builds of this stage, oldest first; those under the same label where there are any."""
+        of_stage = [m for m in self._manifests if m.stage == stage.name]
+        return [m for m in of_stage if m.label == label] or of_stage
+
+    def _difference(self, stage: Stage[C], config: C, label: str, inputs: Mapping[str, Input]) -> str:
+        """The first difference from the closest earlier build, in words; "" where only pending inputs can differ."""
+        past = self._past(stage, label)
+        if not past:
+            return "never built here"
+        differences = [self._differences_from(m, stage, config, label, inputs) for m in reversed(past)]
+        closest = min(differences, key=len)
+        return closest[0] if closest else ""
+
+    def _differences_from(
+        self, manifest: Manifest, stage: Stage[C], config: C, label: str, inputs: Mapping[str, Input]
+    ) -> list[str]:
+        found = []
+        if manifest.version != stage.version:
+            found.append(f"{stage.name} version: {manifest.version} → {stage.version}")
+        found += _config_differences(manifest.config, config.model_dump(mode="json"), label)
+        if stage.rebuild == "on-code-change" and manifest.code_digest != stage.code_digest:
+            found.append(f"code changed: {manifest.code_digest[:8]} → {stage.code_digest[:8]}")
+        for name, value in inputs.items():
+            known = not value.digest.startswith(_PENDING)
+            if known and manifest.inputs.get(name) != value.digest:
+                found.append(f"input {name} changed")
+        found += [f"input {name} is gone" for name in manifest.inputs if name not in inputs]
+        return found
+
+    def _forecast(self, stage: Stage[C], config: C, inputs: Mapping[str, Input]) -> Forecast | None:
+        input_bytes = sum(self._size(value) for value in inputs.values())
+        sizes = {m.digest: float(m.size_bytes) for m in self._manifests}
+        earlier = [
+            (work_of(m.config, sum(sizes.get(d, self._expected_bytes.get(d, 0.0)) for d in m.inputs.values())), m)
+            for m in self._manifests
+            if m.stage == stage.name
+        ]
+        return forecast(work_of(config.model_dump(mode="json"), input_bytes), earlier)
+
+    def _size(self, value: Input) -> float:
+        files = getattr(value, "files", None)  # a Source lists its files; an artifact's size is in its manifest
+        if files is not None:
+            size = float(sum(file.bytes for file in files))
+            self._expected_bytes[value.digest] = size
+            return size
+        return self._expected_bytes.get(value.digest, 0.0)
+
+
+def _config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:
+    found = []
+    for name in {**old, **new}:
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += _config_differences(before, after, f"{prefix}.{name}")
+        elif before != after:
+            found.append(f"{prefix}.{name}: {before} → {after}")
+    return found
+
+
+def make_plan(recipe: Recipe, execution: Execution) -> list[PlanRow]:
+    """One row per stage call, in order; builds nothing."""
+    planner = Planner(execution)
+    pipeline(recipe, resolve_sources(recipe, execution), incumbent_of(planner.store, recipe.name), planner)
+    return planner.rows
+
+
+def plan_totals(rows: list[PlanRow]) -> Forecast | None:
+    """The whole run's forecast, or None where no stage that would run has ever run here."""
+    known = [row.forecast for row in rows if row.forecast]
+    return total(known) if known else None
+
+
+def plan_table(rows: list[PlanRow]) -> Table:
+    """The plan for a terminal."""
+    table = Table(box=None, header_style="bold")
+    for column in ("stage", "will", "why", "about", "80 % interval"):
+        table.add_column(column, justify="right" if column in ("about", "80 % interval") else "left")
+    colours = {"cached": "green", "run": "yellow", "maybe": "cyan"}
+    for row in rows:
+        table.add_row(row.label, f"[{colours[row.status]}]{row.status}", row.reason, *_forecast_cells(row))
+    return table
+
+
+def _forecast_cells(row: PlanRow) -> tuple[str, str]:
+    if row.status == "cached":
+        return "", ""
+    if row.forecast is None:
+        return "?", "no earlier run"
+    f = row.forecast
+    return format_seconds(f.seconds), f"{format_seconds(f.low)} - {format_seconds(f.high)}"
+
+
+def plan_markdown(rows: list[PlanRow]) -> str:
+    """The plan as a Markdown table, for the orchestrator's page."""
+    lines = ["| stage | will | why | about | 80 % interval |", "|---|---|---|---:|---:|"]
+    lines += [f"| {r.label} | {r.status} | {r.reason} | {' | '.join(_forecast_cells(r))} |" for r in rows]
+    return "\n".join(lines)
+
+
+def plan_json(rows: list[PlanRow]) -> dict[str, Any]:
+    """The plan with stable keys, for `--json`."""
+    stages = [
+        {
+            "label": row.label,
+            "status": row.status,
+            "reason": row.reason,
+            "seconds": row.forecast.seconds if row.forecast else None,
+            "seconds_low": row.forecast.low if row.forecast else None,
+            "seconds_high": row.forecast.high if row.forecast else None,
+        }
+        for row in rows
+    ]
+    whole = plan_totals(rows)
+    return {"stages": stages, "seconds": whole.seconds if whole else None}
