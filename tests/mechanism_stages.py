@@ -1,4 +1,4 @@
-"""Tiny stages for the tests of the mechanism; in a module of their own, since a stage's identity is its module's code."""
+"""Tiny stages for the tests of the mechanism, in a module of their own: a stage's identity is its module's code."""
 
 from pathlib import Path
 
