@@ -1,0 +1,114 @@
+"""Rotary position embeddings and their scalings for longer contexts, with the arithmetic order of transformers."""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+RopeKind = Literal["default", "linear", "llama3", "yarn"]
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those trained on.
+
+    `default` none; `linear` positions divided by `factor` (arXiv:2306.15595); `llama3` only long wavelengths, with a
+    smooth border (Llama 3.1); `yarn` per dimension by its number of rotations, with a temperature (arXiv:2309.00071).
+    """
+
+    kind: RopeKind = "default"
+    factor: float = 1.0
+    original_context_length: int = 0
+    low_freq_factor: float = 1.0  # llama3
+    high_freq_factor: float = 4.0  # llama3
+    beta_fast: float = 32.0  # yarn
+    beta_slow: float = 1.0  # yarn
+    attention_factor: float = 0.0  # yarn; 0 = the paper's 0.1 ln(factor) + 1
+
+    def __post_init__(self) -> None:
+        if self.kind != "default" and self.factor < 1.0:
+            raise ValueError(f"RoPE scaling '{self.kind}' needs a factor of at least 1, got {self.factor}.")
+        if self.kind in ("llama3", "yarn") and self.original_context_length <= 0:
+            raise ValueError(
+                f"RoPE scaling '{self.kind}' needs original_context_length (the length trained on before scaling), "
+                f"got {self.original_context_length}."
+            )
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ValueError(
+                f"llama3 RoPE scaling needs high_freq_factor > low_freq_factor, got {self.high_freq_factor} and "
+                f"{self.low_freq_factor}."
+            )
+
+
+@lru_cache(maxsize=32)
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
+    """Angle in radians per position for each pair of dimensions, on the CPU: (head_dim / 2,)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    frequencies = 1.0 / (theta**exponents)
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    if scaling.kind == "llama3":
+        return _llama3_frequencies(frequencies, scaling)
+    if scaling.kind == "yarn":
+        return _yarn_frequencies(theta**exponents, head_dim, theta, scaling)
+    return frequencies
+
+
+def _llama3_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    low, high, length = scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_context_length
+    wavelength = 2 * math.pi / frequencies
+    scaled = torch.where(wavelength > length / low, frequencies / scaling.factor, frequencies)
+    smooth = (length / wavelength - low) / (high - low)
+    smoothed = (1 - smooth) * scaled / scaling.factor + smooth * scaled
+    between = (wavelength >= length / high) & (wavelength <= length / low)
+    return torch.where(between, smoothed, scaled)
+
+
+def _yarn_frequencies(period: Tensor, head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
+    def dimension_of(rotations: float) -> float:
+        turns = scaling.original_context_length / (rotations * 2 * math.pi)
+        return head_dim * math.log(turns) / (2 * math.log(theta))
+
+    low = max(math.floor(dimension_of(scaling.beta_fast)), 0)
+    high: float = min(math.ceil(dimension_of(scaling.beta_slow)), head_dim - 1)
+    if low == high:
+        high += 0.001  # as transformers: no division by zero
+    ramp = ((torch.arange(head_dim // 2, dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    extrapolate = 1 - ramp
+    return 1.0 / (scaling.factor * period) * (1 - extrapolate) + 1.0 / period * extrapolate
+
+
+def attention_scale(scaling: RopeScaling) -> float:
+    """Factor on cosine and sine: YaRN's temperature, 1 for the others."""
+    if scaling.kind != "yarn":
+        return 1.0
+    return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Cosine and sine by position: (batch or 1, seq, head_dim), the second half of the dimensions repeats the first."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotation(
+    position_ids: Tensor, head_dim: int, theta: float, scaling: RopeScaling, dtype: torch.dtype = torch.float32
+) -> Rotation:
+    """Cosine and sine for `position_ids`: (batch or 1, seq); computed in fp32, then cast to `dtype`."""
+    frequencies = rope_frequencies(head_dim, theta, scaling).to(position_ids.device)
+    angles = position_ids[..., None].float() * frequencies
+    scale = attention_scale(scaling)
+    cos, sin = angles.cos() * scale, angles.sin() * scale
+    return Rotation(torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((sin, sin), dim=-1).to(dtype))
+
+
+def apply_rope(x: Tensor, turn: Rotation) -> Tensor:
+    """Rotate pairs (i, i + head_dim / 2) of `x`: (batch, seq, heads, head_dim)."""
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat((-second, first), dim=-1)
+    return x * turn.cos.unsqueeze(2) + rotated * turn.sin.unsqueeze(2)

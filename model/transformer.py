@@ -1,0 +1,202 @@
+"""A Llama/Qwen3-style decoder whose modules are named, and whose sums are ordered, as in Hugging Face transformers.
+
+So a checkpoint needs no renaming, and in fp32 its logits equal those of `LlamaForCausalLM` (or, with QK-norm,
+`Qwen3ForCausalLM`). The same module trains in bf16 under `torch.autocast` with fp32 master weights.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.attention import attention
+from model.rope import RopeScaling, Rotation, apply_rope, rotation
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of a decoder. Sizes are in elements, `context_length` in tokens."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    context_length: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    qk_norm: bool = True
+    tied_embeddings: bool = False
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+
+    def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+        for name in (*sizes, "intermediate_size", "context_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}).")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
+
+
+class RMSNorm(nn.Module):
+    """`weight * x / rms(x)` over the last dimension, computed in fp32 (arXiv:1910.07467)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()
+        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * wide.to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions and optional RMSNorm of queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, turn: Rotation, document_ids: Tensor | None) -> Tensor:
+        """x: (batch, seq, hidden) -> the same shape."""
+        batch, seq, _ = x.shape
+        heads = (batch, seq, -1, self.head_dim)
+        q = apply_rope(self.q_norm(self.q_proj(x).view(heads)), turn).transpose(1, 2)
+        k = apply_rope(self.k_norm(self.k_proj(x).view(heads)), turn).transpose(1, 2)
+        v = self.v_proj(x).view(heads).transpose(1, 2)
+        mixed = attention(q, k.to(q.dtype), v.to(q.dtype), document_ids)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, seq, -1))
+        return out
+
+
+class MLP(nn.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))` (arXiv:2002.05202)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return out
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, turn: Rotation, document_ids: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), turn, document_ids)
+        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
+        return out
+
+
+class Decoder(nn.Module):
+    """Embedding, layers and final norm: what Hugging Face calls `model`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Transformer(nn.Module):
+    """The causal language model. `recompute_layers` trades a second forward of each layer for its activations."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_layers = False
+        self.model = Decoder(config)
+        if not config.tied_embeddings:  # tied: one parameter under one name, as in the exported file
+            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """The output matrix (vocab, hidden), which is the embedding itself when tied."""
+        return self.model.embed_tokens.weight if self.config.tied_embeddings else self.lm_head.weight
+
+    def hidden(
+        self, input_ids: Tensor, *, position_ids: Tensor | None = None, document_ids: Tensor | None = None
+    ) -> Tensor:
+        """States after the final norm: (batch, seq, hidden).
+
+        input_ids: (batch, seq). position_ids: (batch, seq), default 0, 1, 2, ... in each row. document_ids:
+        (batch, seq) integers; a token attends only to earlier tokens of its row with the same id. Padding is simply a
+        document of its own.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+        x = self.model.embed_tokens(input_ids)
+        config = self.config
+        turn = rotation(position_ids, config.head_dim, config.rope_theta, config.rope_scaling, x.dtype)
+        for layer in self.model.layers:
+            if self.recompute_layers and torch.is_grad_enabled():
+                x = checkpoint(layer, x, turn, document_ids, use_reentrant=False)
+            else:
+                x = layer(x, turn, document_ids)
+        out: Tensor = self.model.norm(x)
+        return out
+
+    def forward(
+        self, input_ids: Tensor, *, position_ids: Tensor | None = None, document_ids: Tensor | None = None
+    ) -> Tensor:
+        """Logits (batch, seq, vocab); for training prefer `hidden` with `losses.linear_cross_entropy`."""
+        return F.linear(self.hidden(input_ids, position_ids=position_ids, document_ids=document_ids), self.head_weight)
+
+    @torch.no_grad()
+    def initialize(self, seed: int, output_projections: Literal["zero", "depth"] = "zero") -> None:
+        """Draw all weights; each parameter from its own stream of (seed, name), so no order or sharding matters.
+
+        Matrices have std 1 / sqrt(inputs). Output projections start at `zero` (each layer begins as the identity) or
+        at std 0.02 / sqrt(2 * layers) (`depth`, GPT-2). An untied embedding has std 0.8 and meets a learning rate of
+        about 0.1, which was worth 0.09 bits per byte at 5M parameters; a tied one, being also the head, has 0.02.
+        """
+        for name, parameter in self.named_parameters():
+            std = self._initial_std(name, parameter, output_projections)
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            elif std == 0.0:
+                parameter.zero_()
+            else:
+                stream = torch.Generator().manual_seed(_stream_seed(seed, name))
+                parameter.copy_(torch.randn(parameter.shape, generator=stream) * std)
+
+    def _initial_std(self, name: str, parameter: Tensor, output_projections: Literal["zero", "depth"]) -> float:
+        if "embed_tokens" in name:
+            return 0.02 if self.config.tied_embeddings else 0.8
+        if "lm_head" in name:
+            return 0.001  # logits start near zero: the first loss is ln(vocab)
+        if "o_proj" in name or "down_proj" in name:
+            return 0.0 if output_projections == "zero" else 0.02 / (2 * self.config.num_layers) ** 0.5
+        return float(parameter.shape[-1] ** -0.5)
+
+
+def _stream_seed(seed: int, name: str) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little", signed=True)
