@@ -13,8 +13,22 @@ PACKAGES = ("tasks", "model")
 # These carry artifacts and figures around and never shape a byte of them (the tests compare digests over workers,
 # engines and runners), so editing them reruns nothing.
 MECHANISM = frozenset(
-    f"tasks.{name}" for name in ("execution", "identity", "launch", "progress", "shards", "stage", "store", "track")
+    f"tasks.{name}"
+    for name in (
+        "engines",
+        "execution",
+        "identity",
+        "launch",
+        "lifeline",
+        "progress",
+        "shards",
+        "stage",
+        "store",
+        "track",
+    )
 )
+
+_Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @cache

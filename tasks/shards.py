@@ -4,23 +4,20 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from tasks.engines import compute_all
 from tasks.identity import canonical_json, code_digest
-from tasks.lifeline import die_with_parent
 from tasks.stage import StageConfig, StageRun
 from tasks.store import file_sha256, write_atomically
 
 C = TypeVar("C", bound=StageConfig)
 Counts = Mapping[str, float]
 ShardFunction = Callable[[tuple[Path, ...], Path, C], Counts]
-MAX_POOL_DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -48,13 +45,16 @@ def map_shards(run: StageRun, function: ShardFunction[C], jobs: Sequence[ShardJo
 
     Raises:
         ValueError: whatever the function refused.
-        RuntimeError: workers were killed more than MAX_POOL_DEATHS times (usually: out of memory).
+        RuntimeError: workers were killed again and again (usually: out of memory).
     """
     memos = [_memo_path(run, function, job, config) for job in jobs]
     work = [_Work(job, memo, _input_bytes(job)) for job, memo in zip(jobs, memos) if not _intact(memo)]
     if work:
         with run.progress(function.__name__.replace("_", " "), sum(w.input_bytes for w in work), "bytes") as bar:
-            for finished in _execute(run, function, work, config):
+            compute = partial(_compute, function, config)
+            # Largest first, so that the last worker to finish holds the others up least.
+            ordered = sorted(work, key=lambda item: -item.input_bytes)
+            for finished in compute_all(compute, ordered, run.execution, run.say):
                 bar.advance(finished.input_bytes)
     return [_deliver(memo, job.output) for job, memo in zip(jobs, memos)]
 
@@ -93,7 +93,7 @@ def _deliver(memo: Path, output: Path) -> Counts:
     return counts
 
 
-def _compute(function: ShardFunction[C], work: _Work, config: C) -> None:
+def _compute(function: ShardFunction[C], config: C, work: _Work) -> None:
     """Run one job in a worker and keep its result; the counts are written last and make it valid."""
     work.memo.mkdir(parents=True, exist_ok=True)
     aside = work.memo / f"data.{os.getpid()}"
@@ -101,42 +101,3 @@ def _compute(function: ShardFunction[C], work: _Work, config: C) -> None:
     record = {"counts": dict(counts), "sha256": file_sha256(aside)}
     aside.replace(work.memo / "data")
     write_atomically(work.memo / "counts.json", canonical_json(record))
-
-
-def _execute(run: StageRun, function: ShardFunction[C], work: Sequence[_Work], config: C) -> Iterator[_Work]:
-    if run.execution.workers == 1 or len(work) == 1:
-        for item in work:
-            _compute(function, item, config)
-            yield item
-        return
-    yield from _execute_in_processes(run, function, work, config)
-
-
-def _execute_in_processes(
-    run: StageRun, function: ShardFunction[C], work: Sequence[_Work], config: C
-) -> Iterator[_Work]:
-    """Largest first, so that the last worker to finish holds the others up least."""
-    left = sorted(work, key=lambda item: -item.input_bytes)
-    deaths = 0
-    while left:
-        workers = min(run.execution.workers, len(left))
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with_parent)
-        try:
-            with pool:
-                futures = {pool.submit(_compute, function, item, config): item for item in left}
-                for future in as_completed(futures):
-                    future.result()
-                    left.remove(futures[future])
-                    yield futures[future]
-        except BrokenProcessPool as error:
-            deaths += 1
-            left = [item for item in left if not _intact(item.memo)]
-            if deaths >= MAX_POOL_DEATHS:
-                raise RuntimeError(
-                    f"{function.__name__}: a worker was killed {deaths} times, {len(left)} shards are left, the first "
-                    f"is {left[0].job.inputs[0].name}. Usually memory ran out: use fewer workers or smaller shards."
-                ) from error
-            run.say(f"a worker was killed; {len(left)} shards are done again")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

@@ -19,8 +19,8 @@ HOMES = {
     "transformers": ("tasks/export.py",),
     "accelerate": ("model/train.py", "model/parallel.py"),
     "gguf": ("tasks/export.py",),
-    "dask": ("tasks/shards.py", "tasks/engines.py"),
-    "ray": ("tasks/shards.py", "tasks/engines.py", "tasks/launch.py"),
+    "distributed": ("tasks/engines.py",),
+    "ray": ("tasks/engines.py", "tasks/launch.py"),
     "fsspec": ("tasks/",),
     "matplotlib": ("tasks/plots.py",),
 }

@@ -3,6 +3,7 @@
 import os
 import signal
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -43,9 +44,9 @@ def refuse_shard(inputs: tuple[Path, ...], output: Path, cfg: ShardTestConfig) -
     raise ValueError(f"{inputs[0].name}: bad record")
 
 
-def make_run(tmp_path: Path, workers: int) -> StageRun:
-    execution = Execution(home=tmp_path / "home", workers=workers)
-    return StageRun(tmp_path / f"scratch{workers}", execution, Store(execution.home), Silent())
+def make_run(tmp_path: Path, workers: int, engine: Literal["processes", "dask", "ray"] = "processes") -> StageRun:
+    execution = Execution(home=tmp_path / f"home-{engine}", workers=workers, engine=engine)
+    return StageRun(tmp_path / f"scratch-{engine}-{workers}", execution, Store(execution.home), Silent())
 
 
 def make_jobs(run: StageRun, tmp_path: Path, count: int = 4) -> list[ShardJob]:
@@ -102,3 +103,17 @@ def test_refusal_names_the_shard(tmp_path: Path) -> None:
     run = make_run(tmp_path, 2)
     with pytest.raises(ValueError, match="bad record"):
         map_shards(run, refuse_shard, make_jobs(run, tmp_path), ShardTestConfig())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+def test_cluster_engines_give_the_same_and_survive_a_killed_worker(
+    tmp_path: Path, engine: Literal["dask", "ray"]
+) -> None:
+    """A real local cluster of two workers, one of which is killed in mid-run."""
+    pytest.importorskip("distributed" if engine == "dask" else "ray")
+    run = make_run(tmp_path, 2, engine)
+    jobs = make_jobs(run, tmp_path)
+    map_shards(run, die_once, jobs, ShardTestConfig(marker=str(tmp_path / f"marker-{engine}")))
+    assert [job.output.read_text() for job in jobs] == ["0!", "1!", "2!", "3!"]
+    assert (tmp_path / f"marker-{engine}").exists()
