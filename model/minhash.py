@@ -1,0 +1,164 @@
+"""MinHash signatures of whole columns of text, bit-equal to datasketch's `affine32`, and what is computed from them.
+
+Broder 1997 (the sketch), Leskovec et al. "Mining of Massive Datasets" ch. 3 (bands). datasketch 2.0 defines the
+permutations: h -> a*fmix32(h) + b mod 2^32 with odd a, so signatures can be exchanged with it as `LeanMinHash`.
+"""
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from model.jit import COMPILED, helper, kernel
+from model.words import (
+    U64,
+    Ragged,
+    ascii_letters,
+    buffers_of,
+    code_point_classes,
+    hash_words,
+    lower_non_ascii,
+    mix64,
+    shingle_in_place,
+    shingles_plain,
+)
+
+if TYPE_CHECKING:
+    from datasketch import LeanMinHash
+
+SCHEME = "affine32"
+EMPTY = np.uint32(0xFFFFFFFF)
+"""Value of each row of the signature of a document without words, as in datasketch."""
+
+U32 = NDArray[np.uint32]
+
+
+@cache
+def permutations(count: int, seed: int) -> U32:
+    """Parameters (a, b) of datasketch's permutations for this seed. (2, count)"""
+    generator = np.random.RandomState(seed)
+    a = generator.randint(0, 1 << 31, count, dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+    return np.array([a, generator.randint(0, 1 << 32, count, dtype=np.uint32)])
+
+
+def signatures(texts: pa.LargeStringArray, words: int, count: int, seed: int) -> U32:
+    """MinHash signatures over shingles of `words` words. (documents, count)"""
+    if not COMPILED:
+        return signatures_plain(texts, words, count, seed)
+    buffers = buffers_of(lower_non_ascii(texts))
+    out = np.empty((len(texts), count), np.uint32)
+    a, b = permutations(count, seed)
+    _signatures_kernel(buffers.data, buffers.offsets, ascii_letters(), code_point_classes(), words, a, b, out)
+    return out
+
+
+def signatures_plain(texts: pa.LargeStringArray, words: int, count: int, seed: int) -> U32:
+    """`signatures` by numpy alone, bit for bit."""
+    return sign(shingles_plain(texts, words), count, seed)
+
+
+def sign(shingled: Ragged, count: int, seed: int) -> U32:
+    """Signatures of shingles that are hashed already. (documents, count)"""
+    out = np.full((len(shingled), count), EMPTY, np.uint32)
+    a, b = permutations(count, seed)
+    for row in range(len(shingled)):
+        mixed = _fmix32(shingle_hash32(shingled[row]))
+        # Permutation by permutation keeps the memory at one value a shingle, also for a book of 50 MB.
+        for k in range(count if len(mixed) else 0):
+            out[row, k] = (mixed * a[k] + b[k]).min()
+    return out
+
+
+def shingle_hash32(values: U64) -> U32:
+    """The 32 bits of shingle hashes that go into MinHash: what datasketch's `hashfunc` has to return."""
+    return (values >> np.uint64(32)).astype(np.uint32)
+
+
+def _fmix32(h: U32) -> U32:
+    h = (h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return h ^ (h >> np.uint32(16))
+
+
+@helper
+def _fmix(value: np.uint64) -> np.uint32:
+    h = np.uint32(value >> np.uint64(32))
+    h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
+    h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
+    return np.uint32(h ^ (h >> np.uint32(16)))
+
+
+@kernel("u1[:]", "i8[:]", "u1[:]", "u1[:]", "i8", "u4[:]", "u4[:]", "out u4[:,:]")
+def _signatures_kernel(
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    letters: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
+    words: int,
+    a: U32,
+    b: U32,
+    out: U32,
+) -> None:
+    longest = 0
+    for row in range(len(offsets) - 1):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    scratch = np.empty(longest // 2 + 2, np.uint64)
+    mixed = np.empty(longest // 2 + 2, np.uint32)
+    for row in range(len(offsets) - 1):
+        count = hash_words(data[offsets[row] : offsets[row + 1]], letters, classes, scratch)
+        count = shingle_in_place(scratch, count, words)
+        for i in range(count):
+            mixed[i] = _fmix(scratch[i])
+        # Permutations outside, shingles inside: the minimum stays in a register, twice as fast as the other way round.
+        for k in range(len(a)):
+            lowest = np.uint32(0xFFFFFFFF)
+            for i in range(count):
+                value = np.uint32(mixed[i] * a[k] + b[k])
+                lowest = min(lowest, value)
+            out[row, k] = lowest
+
+
+def band_keys(signature: U32, bands: int, rows: int) -> U64:
+    """One 64-bit key a band: documents that share a key are candidates. (bands, documents)"""
+    assert signature.shape[1] == bands * rows, f"{signature.shape[1]} permutations are not {bands} x {rows}"
+    keys = np.zeros((bands, len(signature)), np.uint64)
+    with np.errstate(over="ignore"):
+        for band in range(bands):
+            for row in range(rows):
+                keys[band] = keys[band] * np.uint64(0x9E3779B97F4A7C15) + signature[:, band * rows + row]
+    return mix64(keys)
+
+
+def collision_probability(similarity: float, bands: int, rows: int) -> float:
+    """Probability that two documents of this Jaccard similarity share at least one band."""
+    return float(1 - (1 - similarity**rows) ** bands)
+
+
+def jaccard(left: U64, right: U64) -> float:
+    """Exact Jaccard similarity of two sets of shingle hashes; 0 where both are empty."""
+    union = np.union1d(left, right).size
+    return np.intersect1d(left, right).size / union if union else 0.0
+
+
+def to_lean(signature: U32, seed: int) -> "LeanMinHash":
+    """One signature as datasketch's exchange format. (permutations,)"""
+    from datasketch import LeanMinHash
+
+    return LeanMinHash(seed=seed, hashvalues=signature, scheme=SCHEME)
+
+
+def from_lean(sketches: "list[LeanMinHash]", seed: int) -> U32:
+    """Signatures from datasketch's exchange format. (documents, permutations)
+
+    Raises:
+        ValueError: a sketch has another scheme or seed: its values cannot be compared with ours.
+    """
+    for position, sketch in enumerate(sketches):
+        if (sketch.scheme, sketch.seed) != (SCHEME, seed):
+            raise ValueError(
+                f"LeanMinHash {position} has scheme {sketch.scheme!r} and seed {sketch.seed}, expected {SCHEME!r} and "
+                f"{seed}: sign its documents again with datasketch 2 and this seed."
+            )
+    return np.array([sketch.hashvalues for sketch in sketches], np.uint32)
