@@ -100,7 +100,7 @@ def _on_ray(compute: Callable[[T], None], items: Sequence[T], execution: Executi
     elif ours:
         ray.init(num_cpus=execution.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        task = ray.remote(num_cpus=1, max_retries=MAX_WORKER_DEATHS)(_call)
+        task: Any = ray.remote(num_cpus=1, max_retries=MAX_WORKER_DEATHS)(_call)
         waiting = {task.remote(compute, item): item for item in items}
         while waiting:
             (done, *_), _ = ray.wait(list(waiting), num_returns=1)

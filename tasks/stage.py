@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.execution import Execution
 from tasks.identity import code_digest, stage_key
+from tasks.mirror import Mirror
 from tasks.progress import Progress, console
 from tasks.store import Artifact, Manifest, Store, StoreDamage, digest_directory, list_files, now_utc
 
@@ -206,13 +207,18 @@ def obtain(
         ValueError: the stage refused its input, or the disk is full. Nothing half-written is left.
     """
     store = Store(execution.home)
+    mirror = Mirror(execution.mirror) if execution.mirror else None
     key = stage.key(config, inputs)
     with store.lock(stage.name, key):
         found = lookup(store, stage, config, inputs)
+        if isinstance(found, str) and mirror and mirror.pull(store, stage.name, key):
+            found = lookup(store, stage, config, inputs)
         if isinstance(found, Outcome):
             return Outcome(label or stage.name, found.artifact, found.manifest, "cached", found.note)
         try:
-            return _build_now(store, stage, config, inputs, execution, label or stage.name, observer or Silent(), found)
+            built = _build_now(
+                store, stage, config, inputs, execution, label or stage.name, observer or Silent(), found
+            )
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise ValueError(
@@ -221,6 +227,9 @@ def obtain(
                     "removes what no kept run needs) and run the same command again."
                 ) from error
             raise
+    if mirror:
+        mirror.push(store, built.manifest)
+    return built
 
 
 def _build_now(
