@@ -65,6 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
     up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
     up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
 
+    verify = _add_verb(verbs, "verify", _verify, "build a run again in an empty store and compare the digests")
+    verify.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
+
     gc = _add_verb(verbs, "gc", _gc, "remove what no kept run and no champion needs")
     gc.add_argument("--keep", type=int, default=5, help="how many of the latest runs to keep")
     gc.add_argument("--dry-run", action="store_true", help="say what would be removed")
@@ -174,6 +177,24 @@ def _up(options: argparse.Namespace) -> None:
     from flows.up import serve
 
     serve(options.home, options.prefect_port, options.mlflow_port)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from flows.verify import verify_run
+    from tasks.execution import Execution
+    from tasks.runs import find_run
+
+    record = find_run(Store(options.home), options.run)
+    comparisons = verify_run(record, Execution(home=options.home))
+    equal = all(comparison.equal for comparison in comparisons)
+    if options.json:
+        stages = [{**vars(comparison), "equal": comparison.equal} for comparison in comparisons]
+        _print_json({"run_id": record.run_id, "equal": equal, "stages": stages})
+        return 0 if equal else 1
+    for comparison in comparisons:
+        verdict = "equal" if comparison.equal else f"DIFFERS: rebuilt as {comparison.rebuilt[:12]}"
+        print(f"{comparison.label:<18} {comparison.recorded[:12]}  {verdict}")
+    return 0 if equal else 1
 
 
 def _gc(options: argparse.Namespace) -> None:

@@ -29,6 +29,15 @@ def resolve_sources(recipe: Recipe, execution: Execution) -> Sources:
     )
 
 
+def source_digests(sources: Sources) -> dict[str, str]:
+    """What identifies the sources, under the names of the recipe's fields."""
+    return {
+        "corpus": sources.corpus.digest,
+        "sft_data": sources.sft.digest,
+        "preference_data": sources.preferences.digest,
+    }
+
+
 def execute(recipe: Recipe, execution: Execution, tracker: Tracker, make_runner: MakeRunner = InProcess) -> RunRecord:
     """Run the pipeline to its end and return its record.
 
@@ -36,12 +45,7 @@ def execute(recipe: Recipe, execution: Execution, tracker: Tracker, make_runner:
         ValueError: a stage refused its input; the record says failed, and what was built stays.
     """
     sources = resolve_sources(recipe, execution)
-    digests = {
-        "corpus": sources.corpus.digest,
-        "sft_data": sources.sft.digest,
-        "preference_data": sources.preferences.digest,
-    }
-    runner = make_runner(recipe, execution, tracker, digests)
+    runner = make_runner(recipe, execution, tracker, source_digests(sources))
     store = Store(execution.home)
     try:
         products: Products = pipeline(recipe, sources, incumbent_of(store, recipe.name), runner)
