@@ -1,0 +1,113 @@
+"""Train the tokenizer: a byte-level BPE on a recorded sample of the kept text, and the chat format beside it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.compute as pc
+import xxhash
+from pydantic import Field
+
+from model.chat import CHAT_TEMPLATE
+from model.tokenizer import (
+    ENDOFTEXT,
+    IM_END,
+    PAD,
+    SEGMENT_CHARACTERS,
+    SPECIAL_TOKENS,
+    HuggingFaceTokenizer,
+    Tokenizer,
+    train_bpe,
+)
+from tasks.contract import contract_of_tokenizer, write_contract
+from tasks.documents import aligned_shards, read_kept
+from tasks.identity import canonical_json
+from tasks.stage import Artifact, StageConfig, StageRun, stage
+
+EQUALITY_DOCUMENTS = 500
+"""Documents on which every run compares tiktoken's ids with those of `tokenizers`."""
+
+
+class TokenizerConfig(StageConfig):
+    """How the vocabulary is made."""
+
+    vocab_size: int = Field(
+        4096, ge=512, le=1_000_000, description="Entries of the vocabulary, the 4 special tokens included."
+    )
+    sample_megabytes: float = Field(
+        100.0, gt=0, le=10_000, description="Text to train on; documents are chosen by their hash (100 MB take 30 s)."
+    )
+    min_frequency: int = Field(2, ge=1, le=1000, description="How often a pair must occur to become a token.")
+
+
+@stage("tokenizer", version=1)
+def tokenizer(
+    run: StageRun,
+    cfg: TokenizerConfig,
+    documents: Artifact,
+    filtered: Artifact,
+    deduplicated: Artifact,
+    decontaminated: Artifact,
+) -> None:
+    """Write `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `contract.json` and `sample.json`."""
+    shards = aligned_shards(documents, filtered, deduplicated, decontaminated)
+    kept_bytes = sum(_kept_bytes(shard, attributes) for shard, *attributes in shards)
+    share = min(1.0, cfg.sample_megabytes * 1e6 / max(kept_bytes, 1))
+    sample = [item for shard, *attributes in shards for item in sample_documents(shard, attributes, share)]
+    texts = [text for _, text in sample]
+    run.metric("sample_documents", len(texts))
+    run.metric("sample_bytes", sum(len(text.encode()) for text in texts))
+    trained = train_bpe(iter(texts), cfg.vocab_size, cfg.min_frequency)
+    write_tokenizer(trained, run.out)
+    record = {
+        "documents": len(sample),
+        "share": share,
+        "ids": xxhash.xxh3_128_hexdigest("".join(i for i, _ in sample).encode()),
+    }
+    (run.out / "sample.json").write_bytes(canonical_json(record) + b"\n")
+    run.metric("vocab_size", cfg.vocab_size)
+    run.metric("bytes_per_token", check_equality(trained, Tokenizer.load(run.out), texts))
+
+
+def _kept_bytes(shard: Path, attributes: list[Path]) -> int:
+    table = read_kept(shard, attributes)
+    return int(pc.sum(pc.binary_length(table["text"])).as_py() or 0)
+
+
+def sample_documents(shard: Path, attributes: list[Path], share: float) -> Iterator[tuple[str, str]]:
+    """(doc_id, text) of the kept documents whose hash falls into the first `share` of all hashes."""
+    table = read_kept(shard, attributes)
+    for doc_id, text in zip(table["doc_id"].to_pylist(), table["text"].to_pylist()):
+        if int(doc_id[:16], 16) < share * 2**64:
+            yield doc_id, text
+
+
+def write_tokenizer(trained: HuggingFaceTokenizer, folder: Path) -> None:
+    """Write the files that `AutoTokenizer.from_pretrained(folder)` and this pipeline read."""
+    (folder / "tokenizer.json").write_text(trained.to_str(pretty=False), encoding="utf-8")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": ENDOFTEXT,
+        "eos_token": IM_END,
+        "pad_token": PAD,
+        "model_max_length": 1_000_000,
+        "clean_up_tokenization_spaces": False,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    write_contract(folder, contract_of_tokenizer(folder))
+
+
+def check_equality(trained: HuggingFaceTokenizer, ours: Tokenizer, texts: list[str]) -> float:
+    """Compare tiktoken's ids with those of `tokenizers` on evenly spaced texts; returns their bytes per token."""
+    step = max(1, len(texts) // EQUALITY_DOCUMENTS)
+    bytes_seen = tokens_seen = 0
+    for text in texts[::step]:
+        head = text[:SEGMENT_CHARACTERS]
+        ids = ours.encode(head)
+        assert ids == trained.encode(head, add_special_tokens=False).ids or any(t in head for t in SPECIAL_TOKENS), (
+            f"tiktoken and tokenizers disagree on the text that begins {head[:80]!r}"
+        )
+        bytes_seen += len(head.encode())
+        tokens_seen += len(ids)
+    return bytes_seen / max(tokens_seen, 1)

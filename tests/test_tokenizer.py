@@ -1,0 +1,124 @@
+"""The tokenizer: exact round trips, ids equal to those of tokenizers and transformers, refusals, determinism."""
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as HuggingFaceTokenizer
+
+from model.tokenizer import SEGMENT_CHARACTERS, SPECIAL_TOKENS, Tokenizer, split_segments, train_bpe
+from tasks.tokenizer import check_equality, write_tokenizer
+
+TEXTS = [text for _, text in sorted(topics.items())][:40]
+ODD = [
+    "",
+    " ",
+    "\n\n \n",
+    "\r\n\r\n",
+    "naïve café",
+    "你好，世界",
+    "👩‍👩‍👧‍👦🏽",
+    "\u00a0\u2003x",
+    "\0\x01",
+    "١٢٣ ½",
+    "a" * 5000,
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(train_bpe(iter(TEXTS), 512), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder: Path) -> Tokenizer:
+    return Tokenizer.load(folder)
+
+
+def test_special_ids_are_the_last(tokenizer: Tokenizer) -> None:
+    assert tokenizer.vocab_size == 512
+    assert list(tokenizer.special_ids.values()) == [508, 509, 510, 511]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text())
+def test_round_trip_and_equality_with_tokenizers(folder: Path, tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert ids == HuggingFaceTokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_odd_texts(folder: Path, tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.encode(text) == HuggingFaceTokenizer.from_file(str(folder / "tokenizer.json")).encode(text).ids
+
+
+def test_every_code_point_is_cut_alike(folder: Path, tokenizer: Tokenizer) -> None:
+    """The two regex engines carry their own Unicode tables; they differ on no assigned letter, digit or space."""
+    theirs = HuggingFaceTokenizer.from_file(str(folder / "tokenizer.json"))
+    points = [chr(p) for p in range(0x3400) if not 0xD800 <= p < 0xE000]
+    different = [c for c in points if tokenizer.encode(f"a{c}b {c}1") != theirs.encode(f"a{c}b {c}1").ids]
+    assert different == []
+
+
+def test_text_cannot_forge_special_tokens(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("".join(SPECIAL_TOKENS))
+    assert not set(ids) & set(tokenizer.special_ids.values())
+    assert tokenizer.decode(ids) == "".join(SPECIAL_TOKENS)
+
+
+def test_transformers_loads_it(folder: Path, tokenizer: Tokenizer) -> None:
+    from transformers import AutoTokenizer
+
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert theirs(TEXTS[7])["input_ids"] == tokenizer.encode(TEXTS[7])
+    assert (theirs.eos_token_id, theirs.pad_token_id) == (tokenizer.im_end_id, tokenizer.pad_id)
+    assert len(theirs) == tokenizer.vocab_size
+
+
+def test_training_is_deterministic_in_any_document_order() -> None:
+    assert train_bpe(iter(TEXTS), 512).to_str() == train_bpe(iter(TEXTS[::-1]), 512).to_str()
+
+
+def test_too_large_a_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"fill \d+ vocabulary entries at most, tokenizer.vocab_size asks for 50000"):
+        train_bpe(iter(TEXTS), 50_000)
+
+
+def test_digest_follows_content_not_layout(folder: Path, tokenizer: Tokenizer) -> None:
+    specification = json.loads((folder / "tokenizer.json").read_text())
+    relaid = json.loads(json.dumps(specification, indent=2, sort_keys=True))
+    assert Tokenizer(relaid).digest == tokenizer.digest
+    specification["model"]["merges"] = specification["model"]["merges"][:-1]
+    assert Tokenizer(specification).digest != tokenizer.digest
+
+
+@pytest.mark.parametrize("text", [" " * 1_000_000, "a" * 1_000_000, "ab \n" * 300_000, "\n" * 1_000_000])
+def test_huge_monotonous_texts(tokenizer: Tokenizer, text: str) -> None:
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_segments_cut_at_lines_change_no_token(tokenizer: Tokenizer) -> None:
+    text = "".join(TEXTS)
+    assert len(text) > 2 * SEGMENT_CHARACTERS
+    assert "".join(split_segments(text)) == text
+    assert tokenizer.encode(text) == tokenizer._encoding.encode_ordinary(text)
+
+
+def test_check_equality_notices_a_difference(tokenizer: Tokenizer) -> None:
+    other = train_bpe(iter([text[::-1] for text in TEXTS]), 512)
+    with pytest.raises(AssertionError, match="disagree"):
+        check_equality(other, tokenizer, TEXTS)
+
+
+def test_foreign_pre_tokenizer_is_refused(folder: Path) -> None:
+    specification = json.loads((folder / "tokenizer.json").read_text())
+    specification["pre_tokenizer"] = {"type": "Whitespace"}
+    with pytest.raises(ValueError, match="expected a BPE"):
+        Tokenizer(specification)
