@@ -1,0 +1,80 @@
+"""Recipes: every preset loads, the dial scales, and a mistake names the field, its bounds and the nearest valid name."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.recipe import Recipe, field_names, load_plan, preset_names, scale_by_depth
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_every_preset_loads(preset: str) -> None:
+    plan = load_plan(preset)
+    assert plan.recipe.name == preset
+
+
+def test_the_presets_are_those_promised() -> None:
+    assert {"demo", "laptop", "gpu-1", "node-8", "fineweb-edu"} <= set(preset_names())
+
+
+def test_depth_sets_the_shape_and_each_part_can_be_overridden() -> None:
+    recipe = load_plan(
+        "demo", ["depth=8", "pretrain.hidden_size=320", "pretrain.num_heads=5", "pretrain.num_kv_heads=5"]
+    ).recipe
+    assert recipe.pretrain.num_layers == 8
+    assert recipe.pretrain.hidden_size == 320
+    assert recipe.pretrain.intermediate_size == scale_by_depth(8)["pretrain"]["intermediate_size"]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 4, 7, 12, 28])
+def test_every_depth_is_a_valid_recipe(depth: int) -> None:
+    pretrain = load_plan("demo", [f"depth={depth}"]).recipe.pretrain
+    assert pretrain.num_heads % pretrain.num_kv_heads == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["dpo.bta=0.2"], r"dpo\.bta is not a field.*Did you mean dpo\.beta\?"),
+        (["beta=0.2"], r"beta is not a field.*Did you mean dpo\.beta\?"),
+        (["dpo.beta=-1"], r"dpo\.beta = -1.*greater than"),
+        (["dpo.beta=much"], r"dpo\.beta = 'much'.*number"),
+        (["dpo.beta"], r"--set dpo\.beta: expected a field and a value"),
+        (["depth=0.5"], r"depth = 0\.5: expected a whole number"),
+        (["depth=1000"], r"depth = 1000: expected a whole number of layers from 1 to 128"),
+        (["execution.workers=0"], r"workers = 0.*greater than or equal to 1"),
+    ],
+)
+def test_mistakes_are_explained(settings: list[str], expected: str) -> None:
+    with pytest.raises(ValueError, match=expected):
+        load_plan("demo", settings)
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ValueError, match=r"no recipe 'demoo'. Did you mean demo\? Presets are: demo"):
+        load_plan("demoo")
+
+
+def test_a_file_that_is_no_recipe(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("[1, 2")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_plan(str(tmp_path / "a.yaml"))
+    (tmp_path / "b.yaml").write_text("just text")
+    with pytest.raises(ValueError, match="holds str"):
+        load_plan(str(tmp_path / "b.yaml"))
+
+
+def test_yaml_cannot_run_code(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(f"name: !!python/object/apply:os.system ['touch {tmp_path}/x']\n")
+    with pytest.raises(ValueError, match="not valid YAML"):
+        load_plan(str(tmp_path / "a.yaml"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_every_field_is_described_and_frozen() -> None:
+    schema = Recipe.model_json_schema()
+    for kind in [schema, *schema["$defs"].values()]:
+        for name, field in kind.get("properties", {}).items():
+            assert field.get("description"), f"{name} has no description"
+            assert "anyOf" not in field and "oneOf" not in field, f"{name} is a union: it makes a bad form"
+    assert "dpo.beta" in field_names(Recipe)
