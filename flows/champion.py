@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.graph import Incumbent, Products
 from tasks.runs import RunRecord
 from tasks.store import Artifact, Store, StoreDamage, now_utc, write_atomically
+from tasks.track import Role
 
 
 class Champion(BaseModel):
@@ -69,3 +70,10 @@ def promote(store: Store, recipe_name: str, products: Products, record: RunRecor
     )
     write_atomically(_champion_path(store, recipe_name), champion.model_dump_json(indent=1).encode())
     return champion
+
+
+def role_of(store: Store, recipe_name: str, products: Products) -> Role:
+    """Whether the run's model is now the one that users are served, or a challenger that was not better."""
+    champion = find_champion(store, recipe_name)
+    is_champion = champion is not None and champion.evaluation == products.evaluations["dpo"].digest
+    return "champion" if is_champion else "challenger"

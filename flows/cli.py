@@ -122,7 +122,7 @@ def _run(options: argparse.Namespace) -> None:
         from flows.run import execute
         from tasks.track import Untracked, open_tracker
 
-        tracker = Untracked() if options.no_tracking else open_tracker(plan.recipe.name, plan.execution)
+        tracker = Untracked() if options.no_tracking else open_tracker(plan.execution)
         record = execute(plan.recipe, plan.execution, tracker)
     else:
         from flows.pipeline import run_with_prefect

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from flows.champion import incumbent_of, promote
+from flows.champion import incumbent_of, promote, role_of
 from flows.graph import Products, Sources, pipeline
 from flows.recipe import Recipe
 from flows.runners import InProcess
@@ -50,6 +50,7 @@ def execute(recipe: Recipe, execution: Execution, tracker: Tracker, make_runner:
     try:
         products: Products = pipeline(recipe, sources, incumbent_of(store, recipe.name), runner)
         promote(store, recipe.name, products, runner.record)
+        tracker.judged(products.models["dpo"].digest, role_of(store, recipe.name, products))
     except Exception as error:
         runner.finish("failed", str(error))
         raise

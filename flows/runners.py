@@ -31,6 +31,7 @@ class InProcess:
             started=now_utc(),
             sources=dict(sources),
         )
+        self.tracker.begin(self.record)
         save_run(self.store, self.record)
 
     def __call__(self, stage: Stage[C], config: C, label: str = "", **inputs: Input) -> Artifact:

@@ -1,0 +1,66 @@
+"""Tracking in MLflow: one run per pipeline run, a nested run per built stage, versions of one model in the registry.
+
+Nothing here may fail or hold up a run that trains. A tracking server that is down at the start is refused, since a
+person would look for the run there; one that goes away later is caught up with, from manifests and kept curves.
+"""
+
+from typing import Literal, Protocol
+
+from tasks.execution import Execution
+from tasks.runs import RunRecord, Status
+from tasks.stage import Observer, Outcome, Silent
+
+__all__ = ["Role", "Tracker", "Untracked", "open_tracker"]
+
+Role = Literal["champion", "challenger"]
+
+
+class Tracker(Protocol):
+    """What a runner tells about a run as it goes."""
+
+    def begin(self, record: RunRecord) -> None:
+        """The run starts; the tracker writes its own id of it into `record.tracking_run_id`."""
+
+    def stage_observer(self, label: str) -> Observer:
+        """Who watches the stage that is about to be built."""
+
+    def stage_finished(self, outcome: Outcome) -> None:
+        """A stage was built or served."""
+
+    def judged(self, digest: str, role: Role) -> None:
+        """The gate made the model with this digest the champion, or left it a challenger."""
+
+    def finish(self, record: RunRecord, status: Status) -> None:
+        """The run ended; `record` is complete."""
+
+
+class Untracked:
+    """A tracker that records nothing: for tests and for `--no-tracking`."""
+
+    def begin(self, record: RunRecord) -> None:
+        """Ignore it."""
+
+    def stage_observer(self, label: str) -> Observer:
+        """Nobody watches."""
+        return Silent()
+
+    def stage_finished(self, outcome: Outcome) -> None:
+        """Ignore it."""
+
+    def judged(self, digest: str, role: Role) -> None:
+        """Ignore it."""
+
+    def finish(self, record: RunRecord, status: Status) -> None:
+        """Ignore it."""
+
+
+def open_tracker(execution: Execution) -> Tracker:
+    """A tracker that writes to `execution.tracking_uri`, or to SQLite and a folder under the home.
+
+    Raises:
+        ValueError: the server does not answer.
+    """
+    from tasks.track.connection import connect
+    from tasks.track.tracker import MlflowTracker
+
+    return MlflowTracker(connect(execution), execution)

@@ -1,0 +1,271 @@
+"""Tracking: what a run leaves in MLflow, and that MLflow's absence never costs a run anything."""
+
+import json
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.entities import Run
+from mlflow.tracking import MlflowClient
+
+from tasks.execution import Execution
+from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
+from tasks.stage import Outcome, Stage, StageConfig, obtain
+from tasks.store import Store, now_utc
+from tasks.track import Tracker, Untracked, open_tracker
+from tasks.track.connection import local_tracking_uri
+from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
+
+RECIPE = {"name": "toy", "corpus": "some/folder", "pretrain": {"learning_rate": 0.01, "steps": 3}, "dpo": {"beta": 0.1}}
+
+
+class ToyRun:
+    """A run of stage calls as a runner would make them."""
+
+    def __init__(self, execution: Execution, tracker: Tracker, recipe: dict[str, Any] = RECIPE) -> None:
+        self.execution, self.tracker, self.store = execution, tracker, Store(execution.home)
+        self.record = RunRecord(
+            run_id=new_run_id("toy"),
+            recipe=recipe,
+            command="bessemer run toy",
+            home=str(execution.home),
+            status="running",
+            started=now_utc(),
+            sources={"corpus": "ab" * 32},
+        )
+        tracker.begin(self.record)
+        save_run(self.store, self.record)
+
+    def call(self, stage: Stage[Any], config: StageConfig, label: str, **inputs: Any) -> Outcome:
+        observer = self.tracker.stage_observer(label)
+        outcome = obtain(stage, config, inputs, self.execution, label, observer)
+        m = outcome.manifest
+        self.record.stages.append(
+            StageRecord(
+                label=label,
+                stage=m.stage,
+                key=m.key,
+                digest=m.digest,
+                status=outcome.status,
+                seconds=m.seconds,
+                note=outcome.note,
+            )
+        )
+        save_run(self.store, self.record)
+        self.tracker.stage_finished(outcome)
+        return outcome
+
+    def end(self, status: Status = "completed") -> None:
+        end_run(self.store, self.record, status)
+        self.tracker.finish(self.record, status)
+
+
+def client_of(execution: Execution) -> MlflowClient:
+    uri = execution.tracking_uri or local_tracking_uri(execution.home)
+    return MlflowClient(uri, uri)
+
+
+def nested_runs(client: MlflowClient, parent: str) -> dict[str, Run]:
+    experiment = client.get_run(parent).info.experiment_id
+    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
+    return {run.info.run_name: run for run in found}
+
+
+def unsent(execution: Execution) -> list[Path]:
+    return sorted((execution.home / "mlflow" / "unsent").glob("*"))
+
+
+def test_pipeline_run_carries_every_stage_built_or_cached(execution: Execution) -> None:
+    parents = []
+    for _ in range(2):
+        run = ToyRun(execution, open_tracker(execution))
+        numbers = run.call(count, CountConfig(limit=50), "pretrain_like")
+        run.call(double, DoubleConfig(), "double", numbers=numbers.artifact)
+        run.end()
+        parents.append(run.record.tracking_run_id)
+    client = client_of(execution)
+    built, cached = (client.get_run(parent) for parent in parents)
+    assert built.data.params == cached.data.params
+    assert built.data.params["pretrain.learning_rate"] == "0.01"
+    assert built.data.params["dpo.beta"] == "0.1"
+    for run in (built, cached):
+        assert run.info.status == "FINISHED"
+        assert run.data.metrics["pretrain_like/numbers"] == 50
+        assert run.data.metrics["double/characters"] == cached.data.metrics["double/characters"]
+        curve = client.get_metric_history(run.info.run_id, "pretrain_like/value")
+        assert {m.step: m.value for m in curve} == {n: float(n) for n in range(50)}
+        assert [d.dataset.digest for d in run.inputs.dataset_inputs] == [("ab" * 32)[:36]]
+    assert built.data.metrics["run/stages_built"] == 2
+    assert cached.data.metrics["run/stages_cached"] == 2
+    assert nested_runs(client, parents[1]) == {}
+    assert unsent(execution) == []
+
+
+def test_built_stage_has_its_own_run_with_the_whole_curve(execution: Execution) -> None:
+    run = ToyRun(execution, open_tracker(execution))
+    outcome = run.call(count, CountConfig(limit=100), "count")
+    run.end()
+    client = client_of(execution)
+    nested = nested_runs(client, run.record.tracking_run_id)["count"]
+    assert nested.info.status == "FINISHED"
+    assert nested.data.params == {"limit": "100", "word": "n"}
+    assert nested.data.tags["digest"] == outcome.artifact.digest
+    assert [m.step for m in client.get_metric_history(nested.info.run_id, "value")] == list(range(100))
+
+
+def test_runs_of_a_recipe_share_an_experiment_that_survives_deletion(execution: Execution) -> None:
+    first = ToyRun(execution, open_tracker(execution))
+    first.end()
+    client = client_of(execution)
+    experiment = client.get_experiment_by_name("toy")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    second = ToyRun(execution, open_tracker(execution))
+    second.end("failed")
+    info = client.get_run(second.record.tracking_run_id).info
+    assert (info.experiment_id, info.status) == (experiment.experiment_id, "FAILED")
+
+
+def test_models_are_versions_with_lineage_and_are_copied_once(execution: Execution) -> None:
+    client = client_of(execution)
+    for limit, expected in ((10, "1"), (11, "2"), (10, "1")):
+        run = ToyRun(execution, open_tracker(execution))
+        outcome = run.call(count, CountConfig(limit=limit), "pretrain")
+        run.tracker.judged(outcome.artifact.digest, "champion" if limit == 10 else "challenger")
+        run.end()
+        version = client.get_model_version_by_alias("toy", "base")
+        assert version.version == expected
+        assert version.tags["digest"] == outcome.artifact.digest
+        assert version.tags["source.corpus"] == "ab" * 32
+        assert unsent(execution) == []
+    assert client.get_model_version_by_alias("toy", "champion").version == "1"
+    assert client.get_model_version_by_alias("toy", "challenger").version == "2"
+    assert len(client.search_model_versions("name = 'toy'")) == 2
+
+
+def test_killed_run_is_completed_by_the_next(execution: Execution) -> None:
+    dead = ToyRun(execution, Untracked())
+    tracker = open_tracker(execution)
+    script = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from pathlib import Path
+from tasks.execution import Execution
+from tasks.track import open_tracker
+from tests.test_track import *
+execution = Execution(home=Path({str(execution.home)!r}), workers=1, threads=1)
+run = ToyRun(execution, open_tracker(execution))
+run.call(count, CountConfig(limit=20), "count")
+print(run.record.tracking_run_id, flush=True)
+os.kill(os.getpid(), 9)
+"""
+    found = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert found.returncode == -9, found.stderr
+    killed = found.stdout.strip()
+    assert len(unsent(execution)) == 2
+    ToyRun(execution, tracker).end()
+    client = client_of(execution)
+    assert client.get_run(killed).info.status == "FAILED"
+    assert client.get_run(killed).data.metrics["count/numbers"] == 20
+    curve = client.get_metric_history(nested_runs(client, killed)["count"].info.run_id, "value")
+    assert [m.step for m in curve] == list(range(20))
+    assert unsent(execution) == []
+    assert dead.record.tracking_run_id == ""
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class MlflowServer:
+    """A real MLflow server on loopback that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        folder.mkdir()
+
+    def start(self) -> None:
+        command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
+            *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"),
+            *("--artifacts-destination", str(self.folder / "artifacts")),
+        ]
+        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PATH": "/usr/bin:/bin", "HOME": str(self.folder)}
+        log = (self.folder / "log.txt").open("a")
+        self.process = subprocess.Popen(
+            command, env=environment, cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+        )
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            try:
+                mlflow.utils.rest_utils.requests.get(f"{self.uri}/health", timeout=2).raise_for_status()
+                return
+            except OSError:
+                time.sleep(0.3)
+        raise AssertionError((self.folder / "log.txt").read_text())
+
+    def stop(self) -> None:
+        import os
+        import signal
+
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[MlflowServer]:
+    server = MlflowServer(tmp_path / "server")
+    server.start()
+    yield server
+    server.stop()
+
+
+def test_server_that_is_down_is_refused_before_any_work(execution: Execution) -> None:
+    away = execution.model_copy(update={"tracking_uri": f"http://127.0.0.1:{free_port()}"})
+    with pytest.raises(ValueError, match=r"does not answer.*--no-tracking"):
+        open_tracker(away)
+
+
+@pytest.mark.slow
+def test_server_that_goes_away_costs_nothing_and_is_caught_up_with(
+    execution: Execution, server: MlflowServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = execution.model_copy(update={"tracking_uri": server.uri})
+    run = ToyRun(there, open_tracker(there))
+    run.call(count, CountConfig(limit=30), "pretrain")
+    time.sleep(6)  # some points are sent live
+    server.stop()
+    run.call(count, CountConfig(limit=40), "dpo")
+    started = time.monotonic()
+    run.end()
+    assert time.monotonic() - started < 60
+    assert len(unsent(there)) == 2
+    server.start()
+    ToyRun(there, open_tracker(there)).end()
+    client = client_of(there)
+    parent = client.get_run(run.record.tracking_run_id)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.metrics["dpo/numbers"] == 40
+    for label, limit in (("pretrain", 30), ("dpo", 40)):
+        nested = nested_runs(client, run.record.tracking_run_id)[label]
+        history = client.get_metric_history(nested.info.run_id, "value")
+        assert [m.step for m in history] == list(range(limit))
+    assert client.get_model_version_by_alias("toy", "dpo").tags["form"] == "dpo"
+    assert unsent(there) == []
+
+
+def test_importing_the_tracker_protocol_does_not_import_mlflow() -> None:
+    code = "import sys, json, tasks.track, flows.runners; print(json.dumps('mlflow' in sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    if "ModuleNotFoundError" in found.stderr and "flows" in found.stderr:
+        pytest.skip("stages are missing")
+    assert json.loads(found.stdout) is False, found.stderr
