@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.block_attention import block_attention, document_starts
+
 AttentionName = Literal["auto", "plain", "sdpa", "blocks", "flex"]
 AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
@@ -26,7 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None = Non
 
     q: (batch, heads, queries, head_dim); k, v: (batch, kv_heads, keys, head_dim), heads a multiple of kv_heads. The
     queries are the last `queries` positions of the keys. A query sees keys up to its own position and, given
-    document_ids (batch, keys), only those with its own id.
+    document_ids (batch, keys), only those of its own document: a run of equal ids.
     """
     name = _selected.get()
     if name == "auto":
@@ -58,7 +60,7 @@ def visible(queries: int, keys: int, document_ids: Tensor | None, device: torch.
     mask = (positions[keys - queries :, None] >= positions)[None, None]
     if document_ids is None:
         return mask
-    return mask & (document_ids[:, None, keys - queries :, None] == document_ids[:, None, None, :])
+    return mask & (positions >= document_starts(document_ids)[:, None, keys - queries :, None])
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None) -> Tensor:
@@ -90,14 +92,13 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None)
     attend, block_mask = _flex()
     queries, keys = q.shape[2], k.shape[2]
     offset = keys - queries
+    starts = None if document_ids is None else document_starts(document_ids)
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         earlier = query + offset >= key
-        if document_ids is None:
-            return earlier
-        return earlier & (document_ids[batch, query + offset] == document_ids[batch, key])
+        return earlier if starts is None else earlier & (key >= starts[batch, query + offset])
 
-    mask = block_mask(sees, None if document_ids is None else q.shape[0], None, queries, keys, device=q.device)
+    mask = block_mask(sees, None if starts is None else q.shape[0], None, queries, keys, device=q.device)
     out: Tensor = attend(q, k, v, block_mask=mask, enable_gqa=q.shape[1] != k.shape[1])
     return out
 
@@ -113,6 +114,6 @@ def _flex() -> tuple[Callable[..., Any], Callable[..., Any]]:
 ATTENTION: dict[str, AttentionKernel] = {
     "plain": plain_attention,
     "sdpa": sdpa_attention,
-    "blocks": sdpa_attention,
+    "blocks": block_attention,
     "flex": flex_attention,
 }

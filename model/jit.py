@@ -40,6 +40,17 @@ def helper(function: F) -> F:
     return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
 
 
+def fast_kernel(function: F) -> F:
+    """Compile on first use for the types met, letting float sums be reordered so that they vectorise.
+
+    NaN and infinity keep their meaning: a loss that diverged must show.
+    """
+    if not COMPILED:
+        return function
+    relaxed = {"reassoc", "contract", "arcp", "nsz"}
+    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=relaxed)(function))
+
+
 def _numba_type(name: str) -> Any:
     writable = name.startswith("out ")
     base, _, dimensions = name.removeprefix("out ").partition("[")

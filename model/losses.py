@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model import fused
+
 IGNORED = -100
 Reduction = Literal["mean", "sum"]
 CHUNK_LOGITS = 1 << 20  # logits held at a time: 4 MB in fp32, which a core's cache still serves
@@ -85,19 +87,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(h) if wants_hidden else None
         d_weight = torch.zeros_like(w, dtype=wide) if wants_weight else None
         for part in _chunks(len(labels), len(w)):
-            logits = (h[part] @ w.T).to(wide)
-            index = labels[part, None]
-            norm = logits.logsumexp(-1, keepdim=True)
-            total += (norm - logits.gather(1, index)).sum()
-            if z_loss:
-                total += z_loss * norm.square().sum()
+            logits = h[part] @ w.T
+            norms, found = fused.log_sum_exp(logits, labels[part])
+            total += (norms - found + z_loss * norms.square()).sum()
             if d_hidden is None and d_weight is None:
                 continue
-            d_logits = logits.sub_(norm).exp_()
-            if z_loss:
-                d_logits *= 1 + 2 * z_loss * norm
-            d_logits.scatter_add_(1, index, torch.full_like(norm, -1.0))
-            d = d_logits.to(dtype)
+            d = fused.softmax_gradient(logits, labels[part], norms, torch.ones_like(norms), 1 + 2 * z_loss * norms)
             if d_hidden is not None:
                 torch.mm(d, w, out=d_hidden[part])
             if d_weight is not None:
@@ -124,9 +119,8 @@ class _TokenLogProbs(torch.autograd.Function):
         found = torch.empty(len(labels), dtype=wide, device=h.device)
         norms = torch.empty_like(found)
         for part in _chunks(len(labels), len(w)):
-            logits = (h[part] @ w.T).to(wide)
-            norms[part] = logits.logsumexp(-1)
-            found[part] = logits.gather(1, labels[part, None])[:, 0] - norms[part]
+            norms[part], at_label = fused.log_sum_exp(h[part] @ w.T, labels[part])
+            found[part] = at_label - norms[part]
         ctx.save_for_backward(h, w, labels, norms)
         ctx.dtypes = hidden.dtype, weight.dtype
         return found
@@ -136,9 +130,8 @@ class _TokenLogProbs(torch.autograd.Function):
         h, w, labels, norms = ctx.saved_tensors
         d_hidden, d_weight = torch.empty_like(h), torch.zeros_like(w, dtype=norms.dtype)
         for part in _chunks(len(labels), len(w)):
-            scale = grad[part, None]
-            d_logits = (h[part] @ w.T).to(norms.dtype).sub_(norms[part, None]).exp_().mul_(-scale)
-            d = d_logits.scatter_add_(1, labels[part, None], scale).to(h.dtype)
+            ones = torch.ones_like(norms[part])
+            d = fused.softmax_gradient(h[part] @ w.T, labels[part], norms[part], -grad[part], ones)
             torch.mm(d, w, out=d_hidden[part])
             d_weight += d.T @ h[part]
         return d_hidden.to(ctx.dtypes[0]), d_weight.to(ctx.dtypes[1]), None, None

@@ -90,7 +90,7 @@ def attention_scale(scaling: RopeScaling) -> float:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosine and sine by position: (batch or 1, seq, head_dim), the second half of the dimensions repeats the first."""
+    """Cosine and sine of each pair's angle by position: (batch or 1, seq, head_dim / 2)."""
 
     cos: Tensor
     sin: Tensor
@@ -99,16 +99,15 @@ class Rotation:
 def rotation(
     position_ids: Tensor, head_dim: int, theta: float, scaling: RopeScaling, dtype: torch.dtype = torch.float32
 ) -> Rotation:
-    """Cosine and sine for `position_ids`: (batch or 1, seq); computed in fp32, then cast to `dtype`."""
+    """The rotation at `position_ids`: (batch or 1, seq); computed in fp32, then cast to `dtype`."""
     frequencies = rope_frequencies(head_dim, theta, scaling).to(position_ids.device)
     angles = position_ids[..., None].float() * frequencies
     scale = attention_scale(scaling)
-    cos, sin = angles.cos() * scale, angles.sin() * scale
-    return Rotation(torch.cat((cos, cos), dim=-1).to(dtype), torch.cat((sin, sin), dim=-1).to(dtype))
+    return Rotation((angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype))
 
 
 def apply_rope(x: Tensor, turn: Rotation) -> Tensor:
     """Rotate pairs (i, i + head_dim / 2) of `x`: (batch, seq, heads, head_dim)."""
     first, second = x.chunk(2, dim=-1)
-    rotated = torch.cat((-second, first), dim=-1)
-    return x * turn.cos.unsqueeze(2) + rotated * turn.sin.unsqueeze(2)
+    cos, sin = turn.cos.unsqueeze(2), turn.sin.unsqueeze(2)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

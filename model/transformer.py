@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from model import fused
 from model.attention import attention
 from model.rope import RopeScaling, Rotation, apply_rope, rotation
 
@@ -59,6 +60,13 @@ class RMSNorm(nn.Module):
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * wide.to(x.dtype)
 
+    def add(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(x + branch, its norm); no branch counts as zero."""
+        if x.dtype == torch.float32 and fused.applies(x, self.weight):
+            return fused.add_rms_norm(x, branch, self.weight, self.eps)
+        total = x if branch is None else x + branch
+        return total, self(total)
+
 
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions and optional RMSNorm of queries and keys."""
@@ -71,19 +79,34 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
-        self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps) if config.qk_norm else nn.Identity()
+        self.eps = config.rms_norm_eps
+        if config.qk_norm:
+            self.q_norm: RMSNorm | None = RMSNorm(config.head_dim, self.eps)
+            self.k_norm: RMSNorm | None = RMSNorm(config.head_dim, self.eps)
+        else:
+            self.q_norm = self.k_norm = None
 
     def forward(self, x: Tensor, turn: Rotation, document_ids: Tensor | None) -> Tensor:
         """x: (batch, seq, hidden) -> the same shape."""
-        batch, seq, _ = x.shape
-        heads = (batch, seq, -1, self.head_dim)
-        q = apply_rope(self.q_norm(self.q_proj(x).view(heads)), turn).transpose(1, 2)
-        k = apply_rope(self.k_norm(self.k_proj(x).view(heads)), turn).transpose(1, 2)
-        v = self.v_proj(x).view(heads).transpose(1, 2)
-        mixed = attention(q, k.to(q.dtype), v.to(q.dtype), document_ids)
-        out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, seq, -1))
+        q, k, v = self._fused_heads(x, turn) if fused.applies(x, self.q_proj.weight) else self._heads(x, turn)
+        mixed = attention(q, k, v, document_ids)
+        out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
+
+    def _heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values: (batch, heads, seq, head_dim)."""
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm and self.k_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = apply_rope(q, turn), apply_rope(k, turn)
+        return q.transpose(1, 2).to(v.dtype), k.transpose(1, 2).to(v.dtype), v.transpose(1, 2)
+
+    def _fused_heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """The same in one product and one pass."""
+        qkv = fused.joint_linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        norms = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
+        heads = self.q_proj.out_features // self.head_dim
+        return fused.split_heads(qkv, norms, turn.cos, turn.sin, self.eps, heads)
 
 
 class MLP(nn.Module):
@@ -96,7 +119,12 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        """x: (batch, seq, hidden) -> the same shape."""
+        if fused.applies(x, self.gate_proj.weight):
+            inner = fused.swiglu(fused.joint_linear(x, self.gate_proj.weight, self.up_proj.weight))
+        else:
+            inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        out: Tensor = self.down_proj(inner)
         return out
 
 
@@ -110,10 +138,13 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, turn: Rotation, document_ids: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), turn, document_ids)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+    def forward(
+        self, x: Tensor, branch: Tensor | None, turn: Rotation, document_ids: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream is `x + branch`, which the next norm adds up: one pass where an addition takes two."""
+        x, normed = self.input_layernorm.add(x, branch)
+        x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, turn, document_ids))
+        return x, self.mlp(normed)
 
 
 class Decoder(nn.Module):
@@ -148,21 +179,21 @@ class Transformer(nn.Module):
         """States after the final norm: (batch, seq, hidden).
 
         input_ids: (batch, seq). position_ids: (batch, seq), default 0, 1, 2, ... in each row. document_ids:
-        (batch, seq) integers; a token attends only to earlier tokens of its row with the same id. Padding is simply a
-        document of its own.
+        (batch, seq) integers; a run of equal ids is a document, and a token attends only to its own. Padding is
+        simply a document of its own.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
         x = self.model.embed_tokens(input_ids)
         config = self.config
         turn = rotation(position_ids, config.head_dim, config.rope_theta, config.rope_scaling, x.dtype)
+        branch: Tensor | None = None
         for layer in self.model.layers:
             if self.recompute_layers and torch.is_grad_enabled():
-                x = checkpoint(layer, x, turn, document_ids, use_reentrant=False)
+                x, branch = checkpoint(layer, x, branch, turn, document_ids, use_reentrant=False)
             else:
-                x = layer(x, turn, document_ids)
-        out: Tensor = self.model.norm(x)
-        return out
+                x, branch = layer(x, branch, turn, document_ids)
+        return self.model.norm.add(x, branch)[1]
 
     def forward(
         self, input_ids: Tensor, *, position_ids: Tensor | None = None, document_ids: Tensor | None = None
