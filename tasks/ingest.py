@@ -1,0 +1,165 @@
+"""Read every file of a corpus into document shards, each document with an id made of its content and with its origin.
+
+A shard's borders depend on the names of its own files (`group_files`), so a new file changes the shard that it falls
+into and no other. What cannot be read costs its record or file, is listed in `errors.jsonl` with its place, and stops
+the run only past a stated share.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+from pydantic import Field
+
+from tasks.bad_records import ErrorRecord, check_bad_share, write_errors
+from tasks.documents import DOCUMENT_SCHEMA, ROW_GROUP_ROWS
+from tasks.entries import extract_entries, is_python, read_entry_files, write_listing
+from tasks.identity import canonical_json
+from tasks.pydocs import group_documents
+from tasks.readers import read_file
+from tasks.readers.records import Bad, HtmlExtractor, Item, Row, Text, shown
+from tasks.shards import ShardJob, map_shards
+from tasks.source import Source, group_files, group_name
+from tasks.stage import StageConfig, StageRun, stage
+
+_ERRORS_KEY = "bessemer.errors"
+"""A shard's unreadable records travel in its Parquet metadata: a shard function writes one file."""
+
+
+class IngestConfig(StageConfig):
+    """How files become documents."""
+
+    text_field: str = Field("text", min_length=1, description="Field that holds the text in jsonl, csv and parquet.")
+    html: HtmlExtractor = Field(
+        "fast", description="Main content of HTML pages: fast (resiliparse) or precise (trafilatura, 10 times slower)."
+    )
+    license: str = Field("", description="Licence of documents whose record has no `license` field.")
+    batch: str = Field("", description="Name of the delivery these documents belong to, unless their record has one.")
+    shard_megabytes: float = Field(
+        16.0, ge=0.01, le=4096, description="Input that a shard takes on average; 64 to 256 for large corpora."
+    )
+    max_bad_share: float = Field(
+        0.01, ge=0, le=1, description="Share of records that may be unreadable before the run stops."
+    )
+
+
+@stage("ingest", version=1)
+def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
+    """Write `shards/*.parquet` and `errors.jsonl`.
+
+    Raises:
+        ValueError: too many unreadable records, or no document at all.
+    """
+    entry_jobs = [ShardJob((path,), run.out / "shards" / path.name) for path in extract_entries(run, corpus.files)]
+    file_jobs = []
+    others = [file for file in corpus.files if not is_python(file)]
+    for group in group_files(others, round(cfg.shard_megabytes * 1e6)):
+        output = run.out / "shards" / f"{group_name(group)}.parquet"
+        file_jobs.append(ShardJob((write_listing(run, group), *(file.path for file in group)), output))
+    counts = [
+        *map_shards(run, documents_of_entries, entry_jobs, cfg),
+        *map_shards(run, documents_of_files, file_jobs, cfg),
+    ]
+    errors = [error for job in [*entry_jobs, *file_jobs] for error in shard_errors(job.output)]
+    documents = sum(count["documents"] for count in counts)
+    check_bad_share(errors, documents, cfg.max_bad_share, "ingest.max_bad_share")
+    if not documents:
+        raise ValueError(
+            f"The corpus has {len(corpus.files)} files and no document with any text in it. Check that --corpus points "
+            "at the right place."
+        )
+    write_errors(run, errors)
+    run.metric("files", len(corpus.files))
+    run.metric("documents", documents)
+    run.metric("text_bytes", sum(count["text_bytes"] for count in counts))
+    run.metric("empty_records", sum(count["empty_records"] for count in counts))
+
+
+def documents_of_entries(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig) -> Mapping[str, float]:
+    """Shard function: what Python files document -> documents."""
+    return write_documents(_entry_items(inputs[0]), output, cfg)
+
+
+def _entry_items(path: Path) -> Iterator[tuple[str, Item]]:
+    for found in read_entry_files(path):
+        if found.error:
+            yield found.file, Bad(f"line {found.line}", found.error)
+        for line, text in group_documents(found.entries):
+            yield found.file, Text(f"line {line}", text)
+
+
+def documents_of_files(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig) -> Mapping[str, float]:
+    """Shard function: files, whose names the first input lists -> documents."""
+    listing, *paths = inputs
+    names = json.loads(listing.read_bytes())
+    items = ((name, item) for name, path in zip(names, paths, strict=True) for item in read_file(path, name, cfg.html))
+    return write_documents(items, output, cfg)
+
+
+def write_documents(items: Iterable[tuple[str, Item]], output: Path, cfg: IngestConfig) -> Mapping[str, float]:
+    """Write one shard, a row group at a time, so that memory does not grow with the file."""
+    errors: list[ErrorRecord] = []
+    counts = {"documents": 0.0, "text_bytes": 0.0, "empty_records": 0.0}
+    rows: list[dict[str, str]] = []
+    with pq.ParquetWriter(output, DOCUMENT_SCHEMA, compression="zstd", write_statistics=False) as writer:
+        for name, item in items:
+            document = document_of(name, item, cfg)
+            if isinstance(document, Bad):
+                errors.append(ErrorRecord(name, document.place, document.error))
+            elif not document["text"]:
+                counts["empty_records"] += 1
+            else:
+                counts["documents"] += 1
+                counts["text_bytes"] += len(document["text"].encode())
+                rows.append(document)
+            if len(rows) == ROW_GROUP_ROWS:
+                writer.write_table(pa.Table.from_pylist(rows, DOCUMENT_SCHEMA))
+                rows = []
+        writer.write_table(pa.Table.from_pylist(rows, DOCUMENT_SCHEMA))
+        writer.add_key_value_metadata({_ERRORS_KEY: canonical_json([list(e) for e in errors]).decode()})
+    return counts
+
+
+def document_of(name: str, item: Item, cfg: IngestConfig) -> dict[str, str] | Bad:
+    """The document row of a record from the file `name`; Bad if it has no text field."""
+    if isinstance(item, Bad):
+        return item
+    license, batch, origin = cfg.license, cfg.batch, f"{name} {item.place}".strip()
+    if isinstance(item, Row):
+        text = item.fields.get(cfg.text_field)
+        if not isinstance(text, str):
+            return Bad(item.place, _no_text(item, cfg.text_field))
+        license = _text_or(item.fields.get("license"), license)
+        batch = _text_or(item.fields.get("batch"), batch)
+    else:
+        text = item.text
+        origin = f"{item.address} ({origin})" if item.address else origin
+    text = text.strip()
+    source = source_name(name)
+    doc_id = xxhash.xxh3_128_hexdigest(f"{source}\0{text}".encode())
+    return {"doc_id": doc_id, "text": text, "source": source, "origin": origin, "license": license, "batch": batch}
+
+
+def source_name(name: str) -> str:
+    """What figures are told apart by: the top folder of a file, or its name without endings."""
+    path = PurePosixPath(name)
+    return path.parts[0] if len(path.parts) > 1 else path.name.partition(".")[0] or path.name
+
+
+def _text_or(value: object, default: str) -> str:
+    return value if isinstance(value, str) and value else default
+
+
+def _no_text(row: Row, field: str) -> str:
+    if field in row.fields:
+        return f"field {field!r}: expected text, found {shown(row.fields[field])}"
+    return f"no field {field!r}; found: {', '.join(map(str, row.fields)) or 'none'} (see ingest.text_field)"
+
+
+def shard_errors(shard: Path) -> list[ErrorRecord]:
+    """The unreadable records that a shard's metadata lists."""
+    metadata = pq.read_metadata(shard).metadata
+    return [ErrorRecord(*error) for error in json.loads(metadata[_ERRORS_KEY.encode()])]

@@ -1,0 +1,149 @@
+"""Where text comes from: an address becomes a list of local files, identified by their names and bytes alone."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from glob import has_magic
+from pathlib import Path, PurePosixPath
+
+import xxhash
+
+from tasks.identity import canonical_json
+from tasks.pydocs import library_files
+from tasks.readers import is_readable
+from tasks.readers.hub import download_dataset, parse_dataset_spec
+from tasks.readers.remote import download_files
+from tasks.store import file_sha256, write_atomically
+
+PYTHON_DOCS = "python-docs"
+"""The embedded corpus: documentation in the source of the standard library and of installed libraries."""
+
+HASHING_THREADS = 4
+_SLUG = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a source. `name` is relative and POSIX; `path` is where it lies on this machine and never identity."""
+
+    name: str
+    path: Path
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files in the order of their names; `digest` covers names and content."""
+
+    digest: str
+    files: tuple[SourceFile, ...]
+
+
+def resolve_source(spec: str, cache: Path) -> Source:
+    """The files that `spec` stands for: `python-docs`, a file, a folder, a glob, an fsspec address (`s3://...`) or a
+    hub data set (`org/name[:config][:split]`). Remote content is copied below `cache`, where hashes are kept too.
+
+    Raises:
+        ValueError: nothing is there, or nothing in it can be read.
+    """
+    named = _named_files(spec, cache)
+    if not named:
+        raise ValueError(
+            f"{spec}: found no file that can be read. Expected at least one of .txt .md .rst .html .jsonl .json .csv "
+            ".parquet .arrow .py .warc .zip .tar, also compressed (.gz .zst .bz2 .xz)."
+        )
+    return source_of_files(named, cache)
+
+
+def source_of_files(named: Iterable[tuple[str, Path]], cache: Path) -> Source:
+    """A source of these (name, path) pairs, hashed; hashes are remembered by (path, size, mtime)."""
+    memo_path = cache / "hashes.json"
+    memo: dict[str, list[int | str]] = _read_memo(memo_path)
+    ordered = sorted(named)
+    stats = [path.stat() for _, path in ordered]
+    stamps = [[status.st_size, status.st_mtime_ns] for status in stats]
+    missing = [i for i, (_, path) in enumerate(ordered) if memo.get(str(path), [])[:2] != stamps[i]]
+    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+        for i, digest in zip(missing, pool.map(file_sha256, [ordered[i][1] for i in missing])):
+            memo[str(ordered[i][1])] = [*stamps[i], digest]
+    if missing:
+        write_atomically(memo_path, json.dumps(memo).encode())
+    files = tuple(
+        SourceFile(name, path, status.st_size, str(memo[str(path)][2])) for (name, path), status in zip(ordered, stats)
+    )
+    return Source(hashlib.sha256(canonical_json([[f.name, f.sha256] for f in files])).hexdigest(), files)
+
+
+def _read_memo(path: Path) -> dict[str, list[int | str]]:
+    try:
+        return dict(json.loads(path.read_bytes()))
+    except (FileNotFoundError, ValueError):
+        return {}  # absent or torn: hash again
+
+
+def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
+    if spec == PYTHON_DOCS:
+        return list(library_files())
+    if "://" in spec:
+        return _readable(download_files(spec, cache / "remote"))
+    path = Path(spec).expanduser()
+    if path.is_file():
+        if not is_readable(path.name):
+            raise ValueError(
+                f"{spec}: the ending {path.suffix or '(none)'} is not one that can be read; see `resolve`."
+            )
+        return [(path.name, path.resolve())]
+    if path.is_dir():
+        return _folder_files(path.resolve())
+    if has_magic(spec):
+        return _glob_files(path)
+    dataset = parse_dataset_spec(spec)
+    if dataset is None:
+        raise ValueError(
+            f"{spec}: there is no such file or folder, and it is not the form of a hub data set (org/name). Check the "
+            f"path (looked in {Path.cwd()}), or use `{PYTHON_DOCS}` for the embedded corpus."
+        )
+    return download_dataset(dataset, cache / "hub")
+
+
+def _glob_files(pattern: Path) -> list[tuple[str, Path]]:
+    """Files that match; their names are relative to the part of the pattern without wildcards."""
+    fixed = next(i for i, part in enumerate(pattern.parts) if has_magic(part))
+    root = Path(*pattern.parts[:fixed]).resolve()
+    matches = root.glob(str(Path(*pattern.parts[fixed:])))
+    return _readable([(match.relative_to(root).as_posix(), match) for match in matches if match.is_file()])
+
+
+def _folder_files(folder: Path) -> list[tuple[str, Path]]:
+    found = [(path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file()]
+    return _readable([(name, path) for name, path in found if not any(p.startswith(".") for p in name.split("/"))])
+
+
+def _readable(named: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
+    return [(name, path) for name, path in named if is_readable(name)]
+
+
+def group_files(files: Iterable[SourceFile], group_bytes: int) -> list[list[SourceFile]]:
+    """Cut the sorted files into groups of about `group_bytes` whose borders depend on each file's own name and size.
+
+    A file opens a group with probability size / group_bytes, decided by the hash of its name; so a file that is added
+    or changed touches the group it falls into and no other.
+    """
+    groups: list[list[SourceFile]] = []
+    for file in files:
+        opens = xxhash.xxh3_64_intdigest(file.name.encode()) < (file.bytes / group_bytes) * 2**64
+        if opens or not groups:
+            groups.append([])
+        groups[-1].append(file)
+    return groups
+
+
+def group_name(group: list[SourceFile]) -> str:
+    """A file-system name for a group, from its first file: readable, unique, unchanged while that file opens it."""
+    first = group[0].name
+    readable = _SLUG.sub("_", str(PurePosixPath(first)))[:60].strip("._")
+    return f"{readable}-{xxhash.xxh3_64_hexdigest(first.encode())[:8]}"
