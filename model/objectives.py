@@ -1,0 +1,103 @@
+"""What a stage teaches: the model and its loss as one module, so that DDP and FSDP2 see one forward pass."""
+
+import torch
+from torch import Tensor, nn
+
+from model.losses import IGNORED, DPOLossType, PairLogProbs, dpo_loss, linear_cross_entropy, token_log_probs
+from model.transformer import Transformer
+
+CHUNK_POSITIONS = 1024  # positions whose logits are held at a time while answers are counted
+
+
+class Objective(nn.Module):
+    """Maps the tensors of a batch to (summed loss, sums): scalar, and (len(names),) to be added up over batches."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss summed over the batch, with a gradient, and the sums named in `names`, without one."""
+        raise NotImplementedError
+
+    def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.transformer.hidden(
+            batch["input_ids"], position_ids=batch.get("position_ids"), document_ids=batch.get("document_ids")
+        )
+
+
+class NextToken(Objective):
+    """Cross-entropy of the next token; in evaluation also how often the likeliest token was right."""
+
+    names = ("nll", "labels", "bytes", "correct")
+
+    def __init__(self, transformer: Transformer, z_loss: float = 0.0) -> None:
+        super().__init__(transformer)
+        self.z_loss = z_loss
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        hidden, weight, labels = self._hidden(batch), self.transformer.head_weight, batch["labels"]
+        loss = linear_cross_entropy(hidden, weight, labels, self.z_loss if self.training else 0.0, reduction="sum")
+        correct = loss.new_zeros(()) if self.training else count_correct(hidden, weight, labels)
+        sums = torch.stack([loss.detach(), (labels != IGNORED).sum(), batch["label_bytes"].sum(), correct])
+        return loss, sums.float()
+
+
+class Preference(Objective):
+    """Direct preference optimisation over packed pairs.
+
+    A batch without `reference_log_probs` is the question for them: the sums are then the log-probability of each
+    packed sequence under the present weights, (sequences,).
+    """
+
+    names = ("loss", "pairs", "correct", "margin", "chosen_reward", "rejected_reward")
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        beta: float,
+        loss_type: DPOLossType,
+        label_smoothing: float,
+        sft_weight: float,
+    ) -> None:
+        super().__init__(transformer)
+        self.beta, self.loss_type = beta, loss_type
+        self.label_smoothing, self.sft_weight = label_smoothing, sft_weight
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        found = sequence_log_probs(self.transformer, self._hidden(batch), batch)
+        if "reference_log_probs" not in batch:
+            return found.sum(), found.detach()
+        reference, counts = batch["reference_log_probs"], batch["label_counts"]
+        pairs = PairLogProbs(found[::2], found[1::2], reference[::2], reference[1::2], counts[::2], counts[1::2])
+        result = dpo_loss(pairs, self.beta, self.loss_type, self.label_smoothing)
+        count = len(pairs.chosen)
+        loss = result.loss * count
+        if self.sft_weight:  # keeps the chosen answers likely (RPO, arXiv:2404.19733)
+            loss = loss - self.sft_weight * (pairs.chosen / pairs.chosen_tokens.clamp(min=1)).sum()
+        chosen, rejected = result.chosen_rewards, result.rejected_rewards
+        sums = [loss.detach(), loss.new_tensor(count), (chosen > rejected).sum(), (chosen - rejected).sum()]
+        return loss, torch.stack([*sums, chosen.sum(), rejected.sum()]).float()
+
+
+def sequence_log_probs(transformer: Transformer, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Log-probability of the labels of each packed sequence: (sequences,), in at least fp32."""
+    by_token = token_log_probs(hidden, transformer.head_weight, batch["labels"]).reshape(-1)
+    owners = batch["sequence_ids"].reshape(-1)
+    count = len(batch["label_counts"])
+    padded = torch.where(owners < 0, count, owners)
+    return by_token.new_zeros(count + 1).index_add(0, padded, by_token)[:count]
+
+
+@torch.no_grad()
+def count_correct(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are the likeliest token: scalar."""
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    kept = (targets != IGNORED).nonzero()[:, 0]
+    parts = [
+        ((rows[index] @ weight.to(rows.dtype).T).argmax(-1) == targets[index]).sum()
+        for index in torch.split(kept, CHUNK_POSITIONS)
+    ]
+    return torch.stack(parts).sum().float() if parts else rows.new_zeros((), dtype=torch.float32)

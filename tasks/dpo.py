@@ -1,0 +1,248 @@
+"""Direct preference optimisation: make the better answer of each pair likelier than the worse one, near the policy.
+
+The reference is the policy as it came in; its log-probabilities are computed once, before training, and kept.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from tasks.launch import TrainingRun, launch
+from tasks.stage import Artifact, StageRun, stage
+from tasks.training import TrainingConfig, TrainingData, check_length, finish, is_first_process, place_objective, train
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from model.data import PairBatches, Sequences
+    from model.parallel import Parallel
+    from model.tokenizer import Tokenizer
+
+    Floats = NDArray[np.float32]
+
+
+class DpoConfig(TrainingConfig):
+    """The loss, and rates that barely move the model."""
+
+    optimizer: Literal["muon", "adamw"] = Field("adamw", description="Muon for the matrices, or AdamW for everything.")
+    matrix_learning_rate: float = Field(5e-4, gt=0, le=10, description="Peak learning rate of Muon.")
+    learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
+    embedding_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the input embedding.")
+    head_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the output matrix.")
+    schedule: Literal["wsd", "cosine", "linear"] = Field("linear", description="Course of the learning rate.")
+    beta: float = Field(0.1, gt=0, le=10, description="How dear distance from the reference is.")
+    loss_type: Literal[
+        "sigmoid",
+        "hinge",
+        "ipo",
+        "robust",
+        "exo_pair",
+        "nca_pair",
+        "bco_pair",
+        "sppo_hard",
+        "apo_zero",
+        "apo_down",
+        "discopop",
+        "sigmoid_norm",
+    ] = Field("sigmoid", description="The loss, by the name that TRL gives it.")
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Chance that a pair is labelled the wrong way round.")
+    sft_weight: float = Field(0.0, ge=0, le=100, description="Weight of the chosen answer's own loss per token.")
+    sequence_length: int = Field(256, ge=8, le=1_048_576, description="The most tokens of a prompt and an answer.")
+    batch_pairs: int = Field(16, ge=1, description="Pairs of one step, over all processes.")
+    steps: int = Field(0, ge=0, description="Steps to take; 0: as many as epochs say.")
+    epochs: float = Field(1.0, gt=0, le=1000, description="How often each pair is read, unless steps say.")
+    validation_pairs: int = Field(500, ge=1, description="The most validation pairs to measure on.")
+
+
+@dataclass(frozen=True)
+class EncodedPairs:
+    """Pairs as tokens (sequence 2i chosen, 2i + 1 rejected), and how many were left out and why."""
+
+    sequences: "Sequences"
+    too_long: int
+    empty: int
+    equal: int
+
+
+def encode_pairs(tokenizer: "Tokenizer", rows: Sequence[Mapping[str, Any]], sequence_length: int) -> EncodedPairs:
+    """Render each pair; leave out those whose prompt leaves no room, with an empty answer, or with equal answers.
+
+    Everything after the prompt counts as answer, the closing newline included, as in TRL. Answers are cut at the row's
+    end.
+    """
+    from model.chat import render_conversation, render_prompt
+    from model.data import join_sequences
+
+    ids: list[list[int]] = []
+    masks: list[list[bool]] = []
+    too_long = empty = equal = 0
+    for row in rows:
+        prompt = render_prompt(tokenizer, row["prompt"])
+        if any(not message["content"].strip() for side in ("chosen", "rejected") for message in row[side]):
+            empty += 1
+            continue
+        sides = [render_conversation(tokenizer, [*row["prompt"], *row[side]]).ids for side in ("chosen", "rejected")]
+        cut = [side[: sequence_length + 1] for side in sides]
+        if len(prompt) > sequence_length:
+            too_long += 1
+        elif cut[0] == cut[1]:
+            equal += 1
+        else:
+            for side in cut:
+                start = _common_prefix(prompt, side)
+                ids.append(side)
+                masks.append([position >= start for position in range(len(side))])
+    return EncodedPairs(join_sequences(ids, masks), too_long, empty, equal)
+
+
+def _common_prefix(prompt: Sequence[int], whole: Sequence[int]) -> int:
+    """Where the answer begins; a tokenizer may join the prompt's last character with the answer's first."""
+    for index, (a, b) in enumerate(zip(prompt, whole)):
+        if a != b:
+            return index
+    return min(len(prompt), len(whole))
+
+
+def preference_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    """Loss, share of pairs whose chosen answer has the higher reward, and by how much on average."""
+    pairs = max(sums["pairs"], 1)
+    return {
+        "loss": sums["loss"] / pairs,
+        "reward_accuracy": sums["correct"] / pairs,
+        "reward_margin": sums["margin"] / pairs,
+        "chosen_reward": sums["chosen_reward"] / pairs,
+        "rejected_reward": sums["rejected_reward"] / pairs,
+    }
+
+
+def read_pairs(path: Path, limit: int = 0) -> list[dict[str, Any]]:
+    """The pairs of a Parquet file; the first `limit`, or all with 0."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path, columns=["prompt", "chosen", "rejected"])
+    rows: list[dict[str, Any]] = (table.slice(0, limit) if limit else table).to_pylist()
+    return rows
+
+
+def reference_log_probs(parallel: "Parallel", batches: "PairBatches", pairs: int, pairs_at_once: int) -> "Floats":
+    """Log-probability of every answer under the weights as they are now, before training: (2 * pairs,)."""
+    import numpy as np
+    import torch
+    import torch.distributed as dist
+
+    found = np.zeros(2 * pairs, dtype=np.float32)
+    for start in range(0, pairs, pairs_at_once * parallel.world):
+        # Sharded models need every process in every forward pass: one that has nothing left repeats the last pair.
+        first = min(start + parallel.rank * pairs_at_once, pairs - 1)
+        items = np.arange(first, min(first + pairs_at_once, pairs), dtype=np.int64)
+        values = parallel.evaluate(batches.batch(items, 0).tensors(parallel.device)).float().cpu().numpy()
+        found[2 * items[0] : 2 * items[-1] + 2] = values
+    if parallel.world == 1:
+        return found
+    shared = torch.from_numpy(found).to(parallel.device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MIN)  # log-probabilities are at most 0, which is what others have
+    result: Floats = shared.cpu().numpy()
+    return result
+
+
+def _cached_reference(
+    run: TrainingRun, cfg: DpoConfig, parallel: "Parallel", name: str, sequences: "Sequences"
+) -> "Floats":
+    """The reference's log-probabilities, from scratch where an interrupted run left them."""
+    import numpy as np
+
+    from model.data import PairBatches
+
+    path = run.scratch / f"reference_{name}.npy"
+    if path.exists():
+        kept: Floats = np.load(path)
+        return kept
+    pairs_at_once = max(1, run.execution.micro_batch_tokens // (2 * cfg.sequence_length))
+    batches = PairBatches(sequences, None, cfg.sequence_length, cfg.batch_pairs, cfg.seed)
+    found = reference_log_probs(parallel, batches, len(sequences) // 2, pairs_at_once)
+    if is_first_process():
+        aside = path.with_suffix(".partial.npy")
+        np.save(aside, found)
+        aside.replace(path)
+    return found
+
+
+def dpo_job(run: TrainingRun, cfg: DpoConfig, inputs: Mapping[str, Path]) -> None:
+    """Train in this process, which may be one of several."""
+    import numpy as np
+
+    from model.data import PairBatches
+    from model.objectives import Preference
+    from model.tokenizer import Tokenizer
+    from model.train import Validation
+    from tasks.model_files import load_model
+
+    policy_dir, pairs_dir = inputs["policy"], inputs["preferences"]
+    transformer = load_model(policy_dir)
+    check_length(cfg.sequence_length, transformer.config.context_length)
+    tokenizer = Tokenizer.load(policy_dir)
+    training = encode_pairs(tokenizer, read_pairs(pairs_dir / "train.parquet"), cfg.sequence_length)
+    held_out = read_pairs(pairs_dir / "validation.parquet", cfg.validation_pairs)
+    validation = encode_pairs(tokenizer, held_out, cfg.sequence_length)
+    train_pairs, validation_pairs = len(training.sequences) // 2, len(validation.sequences) // 2
+    if is_first_process():
+        _say_left_out(run, training)
+    _refuse_nothing(train_pairs, validation_pairs)
+    parallel = place_objective(
+        run, cfg, Preference(transformer, cfg.beta, cfg.loss_type, cfg.label_smoothing, cfg.sft_weight)
+    )
+    batches, measured = (
+        PairBatches(
+            pairs.sequences,
+            _cached_reference(run, cfg, parallel, name, pairs.sequences),
+            cfg.sequence_length,
+            cfg.batch_pairs,
+            cfg.seed,
+        )
+        for name, pairs in (("train", training), ("validation", validation))
+    )
+    steps = cfg.steps or max(1, round(cfg.epochs * train_pairs / cfg.batch_pairs))
+    tokens = float(sum(batches.tokens(batches.items(step)) for step in range(steps)))
+    every_pair = Validation(measured, np.arange(validation_pairs, dtype=np.int64))
+    final = train(run, cfg, parallel, TrainingData(batches, every_pair, preference_figures, steps, tokens))
+    finish(run, parallel, policy_dir, ("<|im_end|>", "<|endoftext|>"))
+    if is_first_process():
+        figures = {
+            "train_pairs": train_pairs,
+            "validation_pairs": validation_pairs,
+            "dropped_empty": training.empty,
+            "dropped_too_long": training.too_long,
+            "dropped_equal": training.equal,
+            "steps": steps,
+            "reward_accuracy": final["val_reward_accuracy"],
+            "reward_margin": final["val_reward_margin"],
+        }
+        for name, value in {**figures, **final}.items():
+            run.metric(name, value)
+
+
+def _say_left_out(run: TrainingRun, pairs: EncodedPairs) -> None:
+    if pairs.empty + pairs.too_long + pairs.equal:
+        run.say(
+            f"pairs left out: {pairs.empty} with an empty answer, {pairs.too_long} with a prompt longer than a row, "
+            f"{pairs.equal} whose answers are the same"
+        )
+
+
+def _refuse_nothing(train_pairs: int, validation_pairs: int) -> None:
+    for split, count in (("training", train_pairs), ("validation", validation_pairs)):
+        if not count:
+            raise ValueError(
+                f"No {split} pair is usable: each has an empty answer, equal answers, or a prompt longer than "
+                "dpo.sequence_length. Give other pairs, or a longer sequence_length."
+            )
+
+
+@stage("dpo", version=1, rebuild="on-version")
+def dpo(run: StageRun, cfg: DpoConfig, policy: Artifact, preferences: Artifact) -> None:
+    """Write an aligned chat model in the Hugging Face layout."""
+    launch(run, dpo_job, cfg, {"policy": policy, "preferences": preferences})

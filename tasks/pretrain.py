@@ -1,0 +1,214 @@
+"""Pretraining: learn the language of the corpus, every token once per epoch, from random weights to a base model."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, model_validator
+
+from tasks.launch import TrainingRun, launch
+from tasks.stage import Artifact, StageRun, stage
+from tasks.training import (
+    TrainingConfig,
+    TrainingData,
+    bytes_of_tokens,
+    finish,
+    is_first_process,
+    place_objective,
+    train,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from model.data import StepPlan, WindowBatches
+    from model.train import Validation
+    from model.transformer import ModelConfig
+
+
+class PretrainConfig(TrainingConfig):
+    """The model's shape, how much it reads, and in what portions."""
+
+    num_layers: int = Field(4, ge=1, le=256, description="Layers.")
+    hidden_size: int = Field(256, ge=8, le=65536, description="Width of the residual stream.")
+    num_heads: int = Field(4, ge=1, le=1024, description="Attention heads.")
+    num_kv_heads: int = Field(2, ge=1, le=1024, description="Heads of keys and values; fewer make generation cheaper.")
+    head_dim: int = Field(0, ge=0, le=1024, description="Size of a head; 0: hidden_size / num_heads.")
+    intermediate_size: int = Field(704, ge=8, le=262144, description="Width inside the MLP.")
+    context_length: int = Field(256, ge=8, le=1_048_576, description="The most tokens that the model is to read.")
+    qk_norm: bool = Field(True, description="Whether queries and keys are normalised; then the export is a Qwen3.")
+    tied_embeddings: bool = Field(False, description="Whether input embedding and output matrix are one.")
+    rope_theta: float = Field(10_000.0, gt=1, description="Base wavelength of the rotary positions.")
+    sequence_length: int = Field(256, ge=8, le=1_048_576, description="Tokens of one training row.")
+    initial_sequence_length: int = Field(
+        0, ge=0, description="Tokens of a row at the start, doubling up to sequence_length; 0: no ramp."
+    )
+    batch_tokens: int = Field(4096, ge=8, description="Tokens of one step, over all processes.")
+    initial_batch_tokens: int = Field(0, ge=0, description="Tokens of the first steps, doubling; 0: no ramp.")
+    ramp_fraction: float = Field(0.2, gt=0, le=1, description="Share of training over which ramps reach their end.")
+    steps: int = Field(0, ge=0, description="Steps to take; 0: as many as train_tokens or epochs say.")
+    train_tokens: int = Field(0, ge=0, description="Tokens to train on; 0: as many as epochs say.")
+    epochs: float = Field(1.0, gt=0, le=1000, description="How often each token is read, unless steps or tokens say.")
+    document_attention: bool = Field(True, description="Whether attention stops at the borders of documents.")
+    z_loss: float = Field(0.0, ge=0, le=1, description="Weight of the squared log-normaliser in the loss.")
+    validation_tokens: int = Field(200_000, ge=1, description="The most validation tokens to measure on.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "PretrainConfig":
+        if self.sequence_length > self.context_length:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} exceeds context_length {self.context_length}; "
+                "raise context_length or shorten the rows"
+            )
+        if self.batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"batch_tokens {self.batch_tokens} is not a multiple of sequence_length {self.sequence_length}"
+            )
+        for name, start, end in (
+            ("initial_sequence_length", self.initial_sequence_length, self.sequence_length),
+            ("initial_batch_tokens", self.initial_batch_tokens, self.batch_tokens),
+        ):
+            doublings = math.log2(end / start) if start else 0.0
+            if doublings < 0 or doublings != round(doublings):
+                raise ValueError(f"{name} {start} does not reach {end} by doubling")
+        if self.initial_batch_tokens % self.sequence_length:
+            raise ValueError(f"initial_batch_tokens must be a multiple of sequence_length {self.sequence_length}")
+        if not self.head_dim and self.hidden_size % self.num_heads:
+            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        return self
+
+
+def model_shape(cfg: PretrainConfig, vocab_size: int) -> "ModelConfig":
+    """The model that the config asks for."""
+    from model.transformer import ModelConfig
+
+    return ModelConfig(
+        vocab_size=vocab_size,
+        hidden_size=cfg.hidden_size,
+        num_layers=cfg.num_layers,
+        num_heads=cfg.num_heads,
+        num_kv_heads=cfg.num_kv_heads,
+        head_dim=cfg.head_dim or cfg.hidden_size // cfg.num_heads,
+        intermediate_size=cfg.intermediate_size,
+        context_length=cfg.context_length,
+        rope_theta=cfg.rope_theta,
+        qk_norm=cfg.qk_norm,
+        tied_embeddings=cfg.tied_embeddings,
+    )
+
+
+def step_plan(cfg: PretrainConfig, tokens: int) -> "StepPlan":
+    """Which share of a stream of `tokens` tokens each step takes."""
+    from model.data import Ramp, StepPlan, plan_steps
+
+    per_window, per_batch = cfg.sequence_length, cfg.batch_tokens // cfg.sequence_length
+    first_batch = (cfg.initial_batch_tokens or cfg.batch_tokens) // cfg.sequence_length
+    batch = Ramp(first_batch, per_batch, cfg.ramp_fraction)
+    row = Ramp(cfg.initial_sequence_length or cfg.sequence_length, cfg.sequence_length, cfg.ramp_fraction)
+    if cfg.steps:
+        wanted = cfg.steps * per_batch
+    elif cfg.train_tokens:
+        wanted = -(-cfg.train_tokens // per_window)
+    else:
+        wanted = round(cfg.epochs * ((tokens - 1) // per_window))
+    plan = plan_steps(max(1, wanted), batch, row)
+    if cfg.steps:
+        plan = StepPlan(plan.first_window[: cfg.steps + 1], plan.row_length[: cfg.steps])
+    return plan
+
+
+def read_tokens(folder: Path, split: str, meta: Mapping[str, Any]) -> "NDArray[np.unsignedinteger[Any]]":
+    """The token stream of a split, mapped from its file: (tokens,)."""
+    import numpy as np
+
+    path = folder / f"{split}.bin"
+    if path.stat().st_size == 0:
+        raise ValueError(f"The {split} split has no tokens. Give more text, or a larger share to that split (pack).")
+    tokens: NDArray[np.unsignedinteger[Any]] = np.memmap(
+        path, dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r"
+    )
+    return tokens
+
+
+def text_batches(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "WindowBatches":
+    """The training batches: a function of the config and the tokens alone, so `trace` can ask which steps saw what."""
+    from model.data import WindowBatches
+    from model.tokenizer import Tokenizer
+
+    meta = json.loads((folder / "meta.json").read_text())
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    stream = read_tokens(folder, "train", meta)
+    return WindowBatches(
+        stream,
+        step_plan(cfg, len(stream)),
+        cfg.sequence_length,
+        cfg.seed,
+        bytes_of_tokens(tokenizer),
+        tokenizer.endoftext_id if cfg.document_attention else -1,
+    )
+
+
+def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "Validation":
+    """Windows spread evenly over the validation split, as many as validation_tokens allows."""
+    import numpy as np
+
+    from model.data import Ramp, WindowBatches, plan_steps
+    from model.tokenizer import Tokenizer
+    from model.train import Validation
+
+    meta = json.loads((folder / "meta.json").read_text())
+    tokenizer = Tokenizer.load(tokenizer_dir)
+    stream = read_tokens(folder, "validation", meta)
+    length = min(cfg.sequence_length, len(stream) - 1)
+    plan = plan_steps(1, Ramp(1, 1), Ramp(length, length))
+    endoftext = tokenizer.endoftext_id if cfg.document_attention else -1
+    batches = WindowBatches(stream, plan, length, 0, bytes_of_tokens(tokenizer), endoftext)
+    count = min(batches.windows, max(1, cfg.validation_tokens // length))
+    return Validation(batches, np.arange(count, dtype=np.int64) * batches.windows // count)
+
+
+def language_figures(sums: Mapping[str, float]) -> dict[str, float]:
+    """Nats per token, perplexity and bits per byte, which alone compares across tokenizers."""
+    loss = sums["nll"] / max(sums["labels"], 1)
+    bits = sums["nll"] / math.log(2) / max(sums["bytes"], 1)
+    return {"loss": loss, "bits_per_byte": bits}
+
+
+def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Path]) -> None:
+    """Train in this process, which may be one of several."""
+    from model.flops import num_parameters
+    from model.flops import num_parameters
+    from model.objectives import NextToken
+    from model.transformer import Transformer
+    from tasks.contract import check_contract
+
+    tokens_dir, tokenizer_dir = inputs["tokens"], inputs["tokenizer"]
+    check_contract(tokenizer_dir, tokens_dir)
+    meta = json.loads((tokens_dir / "meta.json").read_text())
+    batches = text_batches(cfg, tokens_dir, tokenizer_dir)
+    plan = step_plan(cfg, int(meta["train_tokens"]))
+    tokens = float(plan.first_window[-1]) * cfg.sequence_length
+    transformer = Transformer(model_shape(cfg, int(meta["vocab_size"])))
+    transformer.initialize(cfg.seed)
+    parallel = place_objective(run, cfg, NextToken(transformer, cfg.z_loss))
+    data = TrainingData(batches, _validation(cfg, tokens_dir, tokenizer_dir), language_figures, plan.steps, tokens)
+    final = train(run, cfg, parallel, data)
+    finish(run, parallel, tokenizer_dir, ("<|endoftext|>",))
+    if is_first_process():
+        final["val_perplexity"] = math.exp(min(final["val_loss"], 700.0))
+        figures = {
+            "train_tokens": tokens,
+            "steps": plan.steps,
+            "parameters": num_parameters(transformer.config),
+        }
+        for name, value in {**figures, **final}.items():
+            run.metric(name, value)
+
+
+@stage("pretrain", version=1, rebuild="on-version")
+def pretrain(run: StageRun, cfg: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> None:
+    """Write a base model in the Hugging Face layout."""
+    launch(run, pretrain_job, cfg, {"tokens": tokens, "tokenizer": tokenizer})

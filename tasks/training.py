@@ -1,0 +1,186 @@
+"""What the three training stages share: the fields of their configs, and the way from a config to the loop."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from tasks.launch import Bar, TrainingRun
+from tasks.stage import StageConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from model.data import Batches
+    from model.objectives import Objective
+    from model.parallel import Parallel
+    from model.tokenizer import Tokenizer
+    from model.train import Summarise, Validation
+
+
+class TrainingConfig(StageConfig):
+    """How the optimizer goes about it; the defaults are those of pretraining."""
+
+    seed: int = Field(0, ge=0, le=2**31, description="Seed of weights and of the order of the data.")
+    precision: Literal["bf16", "fp32"] = Field("bf16", description="Arithmetic of the model; weights are kept in fp32.")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="Muon for the matrices, or AdamW for everything.")
+    matrix_learning_rate: float = Field(0.02, gt=0, le=10, description="Peak learning rate of Muon.")
+    learning_rate: float = Field(3e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
+    embedding_learning_rate: float = Field(0.1, gt=0, le=10, description="Peak learning rate of the input embedding.")
+    head_learning_rate: float = Field(4e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
+    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of the matrices.")
+    schedule: Literal["wsd", "cosine", "linear"] = Field("wsd", description="Course of the learning rate.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises.")
+    decay_fraction: float = Field(0.5, ge=0, le=1, description="Share of the steps in which wsd falls to zero.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Norm that gradients are clipped to; 0: never.")
+    average_fraction: float = Field(
+        0.0, ge=0, le=0.9, description="Share of the last steps whose weights are averaged; 0: no averaging."
+    )
+    divergence_nats: float = Field(
+        2.0, gt=0, description="How far above the usual loss a step may lie before it is undone and left out."
+    )
+    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
+    evaluate_every: int = Field(200, ge=0, description="Steps between validations; 0: only at the end.")
+    recompute_layers: Literal["no", "all"] = Field(
+        "no", description="Whether activations are computed again in the backward pass, to save memory."
+    )
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What to train on, for how long, and what to measure."""
+
+    batches: Batches
+    validation: Validation
+    summarise: Summarise
+    steps: int
+    tokens: float  # trained on in all, for the progress bar
+
+
+class _LoopReporter:
+    """Passes the loop's reports to the run, and tokens to the progress bar."""
+
+    def __init__(self, run: TrainingRun, bar: Bar, tokens_per_step: float) -> None:
+        self.log, self.rewind, self.say = run.log, run.rewind, run.say
+        self._bar, self._tokens_per_step = bar, tokens_per_step
+
+    def advance(self, step: int, tokens: float) -> None:
+        """Move the bar; 0 tokens mean that `step` was reached before."""
+        if tokens:
+            self._bar.advance(tokens)
+        else:
+            self._bar.resume_at(step * self._tokens_per_step)
+
+
+def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective) -> Parallel:
+    """Put the objective and its optimizer on the processes that the execution asks for."""
+    from model.optim import OptimizerSettings
+    from model.parallel import Placement, place
+
+    execution = run.execution
+    objective.transformer.recompute_layers = cfg.recompute_layers == "all"
+    optimizer = OptimizerSettings(
+        kind=cfg.optimizer,
+        matrix_learning_rate=cfg.matrix_learning_rate,
+        learning_rate=cfg.learning_rate,
+        embedding_learning_rate=cfg.embedding_learning_rate,
+        head_learning_rate=cfg.head_learning_rate,
+        weight_decay=cfg.weight_decay,
+    )
+    placement = Placement(
+        execution.device, execution.processes, execution.strategy, execution.threads, execution.micro_batch_tokens
+    )
+    return place(objective, optimizer, cfg.precision, placement)
+
+
+def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: TrainingData) -> dict[str, float]:
+    """Train from the last checkpoint to the end; the final validation figures."""
+    from model.checkpoint import Checkpoints
+    from model.train import LoopSettings, Trainer
+
+    settings = LoopSettings(
+        steps=data.steps,
+        schedule=cfg.schedule,
+        warmup_steps=cfg.warmup_steps,
+        decay_fraction=cfg.decay_fraction,
+        max_grad_norm=cfg.max_grad_norm,
+        checkpoint_every=cfg.checkpoint_every,
+        evaluate_every=cfg.evaluate_every,
+        divergence_nats=cfg.divergence_nats,
+        average_fraction=cfg.average_fraction,
+    )
+    with _bar(run, data.tokens) as bar:
+        trainer = Trainer(
+            parallel,
+            data.batches,
+            data.validation,
+            data.summarise,
+            settings,
+            Checkpoints(run.scratch / "checkpoints"),
+            _LoopReporter(run, bar, data.tokens / max(data.steps, 1)),
+            run.execution.micro_batch_tokens,
+        )
+        return trainer.run()
+
+
+@contextmanager
+def _bar(run: TrainingRun, tokens: float) -> Iterator[Bar]:
+    """The progress bar of the first process; the others have nothing to show."""
+    if is_first_process():
+        with run.progress("train", tokens, "tokens") as bar:
+            yield bar
+    else:
+        yield _NoBar()
+
+
+class _NoBar:
+    """A bar that nobody sees."""
+
+    def advance(self, amount: float) -> None:
+        """Show nothing."""
+
+    def resume_at(self, done: float) -> None:
+        """Show nothing."""
+
+
+def is_first_process() -> bool:
+    """Whether this process writes the files and tells people."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def check_length(sequence_length: int, context_length: int) -> None:
+    """Refuse rows that are longer than the model can read."""
+    if sequence_length > context_length:
+        raise ValueError(
+            f"sequence_length is {sequence_length}, but the model reads at most {context_length} tokens "
+            "(context_length). Use shorter rows, or pretrain with a longer context."
+        )
+
+
+def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.float32]:
+    """(vocab,): bytes of text that each id stands for; 0 for special tokens."""
+    import numpy as np
+
+    special = set(tokenizer.special_ids.values())
+    sizes = [0 if i in special else len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)]
+    return np.array(sizes, dtype=np.float32)
+
+
+def finish(run: TrainingRun, parallel: Parallel, tokenizer_dir: Path, end_tokens: tuple[str, ...]) -> None:
+    """Write the trained model into the artifact; every process takes part, the first writes."""
+    from model.transformer import Transformer
+    from tasks.model_files import save_model
+
+    weights = parallel.weights()
+    if not is_first_process():
+        return
+    transformer = Transformer(parallel.objective.transformer.config)
+    transformer.load_state_dict({name.removeprefix("transformer."): tensor for name, tensor in weights.items()})
+    save_model(run.out, transformer, tokenizer_dir, end_tokens)

@@ -1,0 +1,102 @@
+"""Tiny tokenizers, token streams, conversations and pairs as artifacts, for the tests of the training stages."""
+
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from model.tokenizer import Tokenizer, train_bpe
+from tasks.contract import CONTRACT_FILE
+from tasks.pretrain import PretrainConfig
+from tasks.stage import Artifact
+from tasks.store import digest_directory
+from tasks.tokenizer import write_tokenizer
+
+VOCAB_SIZE = 512
+TINY: dict[str, Any] = {
+    "num_layers": 2,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "intermediate_size": 64,
+    "context_length": 64,
+    "sequence_length": 64,
+    "batch_tokens": 512,
+    "validation_tokens": 1024,
+    "checkpoint_every": 4,
+    "evaluate_every": 0,
+}
+
+
+def tiny_pretrain(**changes: Any) -> PretrainConfig:
+    """A model of 50k parameters and 12 steps of 8 x 64 tokens, unless changed."""
+    return PretrainConfig(**{**TINY, "steps": 12, **changes})
+
+
+def artifact(folder: Path) -> Artifact:
+    """A folder as an artifact."""
+    return Artifact(digest_directory(folder)[0], folder)
+
+
+def make_tokenizer(folder: Path) -> Artifact:
+    """A tokenizer learnt from Python's help topics."""
+    folder.mkdir(parents=True)
+    write_tokenizer(train_bpe(iter([*topics.values(), "user\n\n\nassistant\n\n"]), VOCAB_SIZE), folder)
+    return artifact(folder)
+
+
+def make_tokens(folder: Path, tokenizer: Artifact) -> Artifact:
+    """Help topics as packed tokens: every eighth for validation."""
+    folder.mkdir(parents=True)
+    tok = Tokenizer.load(tokenizer.path)
+    texts = list(topics.values())
+    meta: dict[str, Any] = {"vocab_size": tok.vocab_size, "dtype": "uint16"}
+    for split, chosen in (("train", [t for i, t in enumerate(texts) if i % 8]), ("validation", texts[::8])):
+        ids = [np.array([*tok.encode(text), tok.endoftext_id], dtype="<u2") for text in chosen]
+        np.concatenate(ids).tofile(folder / f"{split}.bin")
+        meta |= {f"{split}_tokens": sum(map(len, ids)), f"{split}_bytes": sum(len(t.encode()) for t in chosen)}
+    (folder / "meta.json").write_text(json.dumps(meta))
+    (folder / CONTRACT_FILE).write_bytes((tokenizer.path / CONTRACT_FILE).read_bytes())
+    return artifact(folder)
+
+
+def _write(folder: Path, train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> Artifact:
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(train), folder / "train.parquet")
+    pq.write_table(pa.Table.from_pylist(validation), folder / "validation.parquet")
+    return artifact(folder)
+
+
+def make_conversations(folder: Path, count: int = 60) -> Artifact:
+    """Questions whose answer repeats a word of the question."""
+    rows = [
+        {
+            "conversation_id": str(i),
+            "messages": [
+                {"role": "user", "content": f"What is {word}?"},
+                {"role": "assistant", "content": f"{word} is {word}."},
+            ],
+            "source": "test",
+        }
+        for i, word in enumerate(list(topics)[:count])
+    ]
+    return _write(folder, rows[5:], rows[:5])
+
+
+def make_preferences(folder: Path, count: int = 40) -> Artifact:
+    """Pairs of a polite and a rude answer."""
+    rows = [
+        {
+            "preference_id": str(i),
+            "prompt": [{"role": "user", "content": f"What is {word}?"}],
+            "chosen": [{"role": "assistant", "content": f"Here is {word} for you."}],
+            "rejected": [{"role": "assistant", "content": f"No no {word}."}],
+            "source": "test",
+        }
+        for i, word in enumerate(list(topics)[:count])
+    ]
+    return _write(folder, rows[8:], rows[:8])
