@@ -1,0 +1,381 @@
+"""Drop documents that repeat an earlier one, exactly or nearly; each drop is recorded with its verified witness.
+
+Keep-first in canonical order (see model/keep_first.py): a document goes if an earlier *kept* one has the same
+normalised text, or shares an LSH bucket with it and enough of its real shingles. Signing is mapped over shards; the
+verdicts are sequential but cheap, and an index of what was kept (tasks/dedup_index.py) carries them from run to run, so
+new shards at the end cost only themselves. Global, and so not bounded by the shard, is only that index: on disk, memory
+mapped, about 300 bytes a kept document at the default settings.
+"""
+
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import Field
+
+from tasks.dedup_index import (
+    DedupIndex,
+    IndexParameters,
+    Segment,
+    candidate_sketches,
+    chain_keys,
+    find,
+    find_exact,
+    locate,
+)
+from tasks.documents import aligned_shards, write_table
+from tasks.identity import code_digest
+from tasks.shards import Counts, ShardJob, map_shards
+from tasks.stage import Artifact, StageConfig, StageRun, stage
+from tasks.store import file_sha256
+
+FILTERED, EXACT, NEAR = "filtered", "exact_duplicate", "near_duplicate"
+SIEVE_MARGIN = 0.2
+"""Pairs whose estimated similarity is this far below the threshold are not compared: five standard deviations."""
+PAIRS_SCHEMA = pa.schema(
+    [("dropped", pa.string()), ("kept", pa.string()), ("similarity", pa.float64()), ("kind", pa.string())]
+)
+
+
+class DedupConfig(StageConfig):
+    """What counts as a repetition. The sketch is FineWeb's: 14 bands of 8 permutations over word 5-grams."""
+
+    shingle_words: int = Field(5, ge=1, le=20, description="Words in a shingle.")
+    bands: int = Field(14, ge=1, le=64, description="LSH bands; more find pairs of lower similarity.")
+    rows: int = Field(8, ge=1, le=32, description="Permutations a band; more ask for higher similarity.")
+    seed: int = Field(1, ge=0, description="Seed of the permutations, as in datasketch.")
+    similarity: Literal["jaccard", "containment"] = Field(
+        "jaccard",
+        description="Of the two sets of shingles: intersection over union, or the share of the later document's "
+        "shingles that the earlier has, which finds excerpts.",
+    )
+    threshold: float = Field(0.75, gt=0, le=1, description="Least similarity of a near-duplicate.")
+    bucket_size: int = Field(
+        8, ge=1, le=1000, description="How many kept documents of each bucket a document is compared with."
+    )
+
+
+def sign_shard(inputs: tuple[Path, ...], output: Path, cfg: DedupConfig) -> Counts:
+    """Write row, id, text hash and signature of each document of a shard that the filter kept."""
+    from model.exact import text_hashes
+    from model.minhash import signatures
+    from model.words import as_texts
+
+    keep = pq.read_table(inputs[1], columns=["keep"])["keep"]
+    table = pq.read_table(inputs[0], columns=["doc_id", "text"]).filter(keep)
+    texts = as_texts(table["text"])
+    signature = signatures(texts, cfg.shingle_words, cfg.bands * cfg.rows, cfg.seed)
+    columns = {
+        "row": pa.array(np.flatnonzero(keep.to_numpy()).astype(np.int32)),
+        "doc_id": table["doc_id"],
+        "text_hash": _fixed_binary(text_hashes(texts)),
+        "signature": _fixed_binary(signature),
+    }
+    write_table(pa.table(columns), output)
+    return {"documents": float(len(table))}
+
+
+def _fixed_binary(rows: NDArray[Any]) -> pa.FixedSizeBinaryArray:
+    data = np.ascontiguousarray(rows)
+    width = data.shape[1] * data.itemsize
+    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(data), [None, pa.py_buffer(data)])
+
+
+def _rows_of(column: pa.ChunkedArray, dtype: Any) -> NDArray[Any]:
+    """The matrix that `_fixed_binary` stored."""
+    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    width = column.type.byte_width // np.dtype(dtype).itemsize
+    flat = np.frombuffer(array.buffers()[1] or b"", dtype)
+    return flat.reshape(-1, width)[array.offset : array.offset + len(array)]
+
+
+@dataclass(frozen=True)
+class Signed:
+    """What `sign_shard` wrote: the documents of a shard that are to be judged.
+
+    rows: (documents,) in the document shard
+    text_hash: (documents, 2)
+    signature: (documents, permutations)
+    """
+
+    rows: NDArray[np.int32]
+    doc_ids: pa.Array
+    text_hash: NDArray[np.uint64]
+    signature: NDArray[np.uint32]
+
+
+def _read_signed(path: Path) -> Signed:
+    table = pq.read_table(path)
+    ids = table["doc_id"].combine_chunks() if len(table) else pa.array([], pa.string())
+    return Signed(
+        table["row"].to_numpy(),
+        ids,
+        _rows_of(table["text_hash"], np.uint64),
+        _rows_of(table["signature"], np.uint32),
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The verdicts on the signed documents of one shard, and what the index has to remember of them."""
+
+    kind: NDArray[np.uint8]
+    duplicate_of: list[str]
+    similarity: NDArray[np.float64]
+    segment: Segment
+
+
+def judge(signed: Signed, shard: int, shards: Sequence[Path], segments: Sequence[Segment], cfg: DedupConfig) -> Judged:
+    """Judge one shard's documents against those kept before (`segments`) and against each other.
+
+    Args:
+        signed: the documents.
+        shard: number of their shard among `shards`.
+        shards: the document shards, from which the texts of candidates are read again.
+        segments: the index of what was kept in earlier shards.
+        cfg: the parameters.
+    """
+    from model.keep_first import KEPT, Batch, Rule, keep_first
+    from model.minhash import EMPTY, band_keys
+    from model.words import Ragged
+
+    permutations = cfg.bands * cfg.rows
+    sieve = max(cfg.threshold - SIEVE_MARGIN, 0.0) if cfg.similarity == "jaccard" else 0.0
+    rule = Rule(cfg.bucket_size, cfg.threshold, int(cfg.similarity == "containment"), int(sieve * permutations))
+    keys = band_keys(signed.signature, cfg.bands, cfg.rows)
+    worded = (signed.signature != EMPTY).any(axis=1)
+    sketches = signed.signature.astype(np.uint8)
+
+    hits = find(segments, keys, worded, cfg.bucket_size)
+    near = _agreeing(sketches, hits.rows, segments, hits.documents) >= rule.least_agreement
+    rows, documents = hits.rows[near], hits.documents[near]
+    exact_witness = find_exact(segments, signed.text_hash)
+    past = np.unique(np.concatenate([documents, exact_witness[exact_witness >= 0]]))
+    places = locate(segments, past)
+    witnesses = read_rows(shards, places)
+
+    buckets, filled = _buckets(keys, worded, hits.filled)
+    involved = _share_a_bucket(buckets) | np.isin(np.arange(len(worded)), rows)
+    own = read_rows(shards, _places(shard, signed.rows[involved]))
+    sets = _sets(own["text"], cfg)
+    lengths = np.zeros(len(worded), np.int64)
+    lengths[involved] = np.diff(sets.offsets)
+    exact = np.unique(signed.text_hash, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
+    batch = Batch(
+        buckets=buckets,
+        filled=filled,
+        exact=exact,
+        exact_witness=np.where(exact_witness >= 0, np.searchsorted(past, exact_witness), -1),
+        sets=Ragged(sets.values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
+        candidate_starts=np.searchsorted(rows, np.arange(len(worded) + 1)).astype(np.int64),
+        candidates=np.searchsorted(past, documents).astype(np.int64),
+        witness_sets=_sets(witnesses["text"], cfg),
+        sketches=sketches,
+    )
+    verdicts = keep_first(batch, rule)
+    ids = pa.concat_arrays([_one_array(witnesses["doc_id"]), signed.doc_ids])
+    named = ids.take(pa.array(np.maximum(verdicts.witness, 0))).to_pylist() if len(ids) else []
+    duplicate_of = [name if witness >= 0 else "" for name, witness in zip(named, verdicts.witness.tolist())]
+    kept = verdicts.kind == KEPT
+    return Judged(
+        verdicts.kind,
+        duplicate_of,
+        verdicts.similarity,
+        _segment(signed, shard, keys, sketches, kept, verdicts.enters),
+    )
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
+def _agreeing(
+    sketches: NDArray[np.uint8], rows: NDArray[np.int64], segments: Sequence[Segment], documents: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """In how many places the sketches of each pair agree; a slice at a time, to bound the memory."""
+    agreeing = np.zeros(len(rows), np.int64)
+    for start in range(0, len(rows), 100_000):
+        part = slice(start, start + 100_000)
+        agreeing[part] = (sketches[rows[part]] == candidate_sketches(segments, documents[part])).sum(axis=1)
+    return agreeing
+
+
+def _buckets(
+    keys: NDArray[np.uint64], worded: NDArray[np.bool_], filled: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Number the buckets of this batch: (bands, documents), -1 without words; and how full each is. (buckets,)"""
+    buckets = np.full(keys.shape, -1, np.int32)
+    fillings = [np.empty(0, np.int32)]
+    total = 0
+    for band in range(len(keys)):
+        found, inverse = np.unique(keys[band][worded], return_inverse=True)
+        buckets[band][worded] = total + inverse.astype(np.int32)
+        filling = np.zeros(len(found), np.int32)
+        filling[inverse] = filled[band][worded]
+        fillings.append(filling)
+        total += len(found)
+    return buckets, np.concatenate(fillings)
+
+
+def _share_a_bucket(buckets: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which documents have company in at least one bucket of this batch. (documents,)"""
+    sizes = np.bincount(buckets[buckets >= 0], minlength=1)
+    shared: NDArray[np.bool_] = np.logical_or.reduce((sizes[buckets] > 1) & (buckets >= 0), axis=0)
+    return shared
+
+
+def _sets(texts: pa.ChunkedArray, cfg: DedupConfig) -> Any:
+    from model.keep_first import sorted_sets
+    from model.words import as_texts, shingles
+
+    return sorted_sets(shingles(as_texts(_one_array(texts)), cfg.shingle_words))
+
+
+def _places(shard: int, rows: NDArray[np.int32]) -> NDArray[np.uint32]:
+    return np.stack([np.full(len(rows), shard), rows], axis=1).astype(np.uint32)
+
+
+def read_rows(shards: Sequence[Path], places: NDArray[np.uint32]) -> pa.Table:
+    """doc_id and text of (shard number, row) places, in their order; reads the row groups concerned only."""
+    schema = pa.schema([("doc_id", pa.string()), ("text", pa.large_string())])
+    parts = [schema.empty_table()]
+    order = [np.empty(0, np.int64)]
+    for shard in np.unique(places[:, 0]):
+        mine = np.flatnonzero(places[:, 0] == shard)
+        mine = mine[np.argsort(places[mine, 1], kind="stable")]
+        file = pq.ParquetFile(shards[int(shard)])
+        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+        begins = np.concatenate([[0], np.cumsum(sizes)])
+        groups = np.searchsorted(begins, places[mine, 1], "right") - 1
+        for group in np.unique(groups):
+            table = file.read_row_group(int(group), columns=["doc_id", "text"])
+            parts.append(table.take(places[mine[groups == group], 1].astype(np.int64) - begins[group]).cast(schema))
+        order.append(mine)
+    back = np.argsort(np.concatenate(order), kind="stable")
+    return pa.concat_tables(parts).take(back)
+
+
+def _segment(
+    signed: Signed,
+    shard: int,
+    keys: NDArray[np.uint64],
+    sketches: NDArray[np.uint8],
+    kept: NDArray[np.bool_],
+    enters: NDArray[np.bool_],
+) -> Segment:
+    """What later shards must know of the kept documents."""
+    place_of = (np.cumsum(kept) - 1).astype(np.uint32)
+    all_keys, all_places = [], []
+    for band in range(len(keys)):
+        entering = np.flatnonzero(enters[band])
+        order = entering[np.argsort(keys[band][entering], kind="stable")]
+        all_keys.append(keys[band][order])
+        all_places.append(place_of[order])
+    kept_rows = np.flatnonzero(kept)
+    by_hash = kept_rows[np.argsort(signed.text_hash[kept_rows, 0], kind="stable")]
+    return Segment(
+        keys=np.concatenate(all_keys),
+        places=np.concatenate(all_places),
+        starts=np.concatenate([[0], np.cumsum([len(k) for k in all_keys])]).astype(np.int64),
+        exact=np.ascontiguousarray(signed.text_hash[by_hash]),
+        exact_places=place_of[by_hash],
+        sketches=np.ascontiguousarray(sketches[kept_rows]),
+        documents=_places(shard, signed.rows[kept_rows]),
+    )
+
+
+def _attributes(document_shard: Path, signed: Signed, judged: Judged) -> pa.Table:
+    """The attribute rows of all documents of a shard, those that the filter dropped included."""
+    doc_ids = pq.read_table(document_shard, columns=["doc_id"])["doc_id"]
+    reason = np.full(len(doc_ids), FILTERED, object)
+    duplicate_of = np.full(len(doc_ids), "", object)
+    similarity = np.zeros(len(doc_ids), np.float64)
+    reason[signed.rows] = np.array(["", EXACT, NEAR], object)[judged.kind]
+    duplicate_of[signed.rows] = judged.duplicate_of
+    similarity[signed.rows] = judged.similarity
+    return pa.table(
+        {
+            "doc_id": doc_ids,
+            "keep": pa.array(reason == ""),
+            "reason": pa.array(reason, pa.string()),
+            "duplicate_of": pa.array(duplicate_of, pa.string()),
+            "similarity": pa.array(similarity),
+        }
+    )
+
+
+def index_parameters(cfg: DedupConfig) -> IndexParameters:
+    """What an index must have been written with to serve this config."""
+    from model.minhash import SCHEME
+    from model.words import WORD_RULES
+
+    return IndexParameters(
+        SCHEME, cfg.seed, WORD_RULES, cfg.shingle_words, cfg.bands, cfg.rows, cfg.bucket_size, cfg.similarity,
+        cfg.threshold,
+    )  # fmt: skip
+
+
+def _judge_new_shards(
+    run: StageRun, cfg: DedupConfig, index: DedupIndex, shards: list[Path], signed: list[Path]
+) -> None:
+    """Judge the shards after the longest known beginning, committing each to the index."""
+    known = index.resumable()
+    if known == len(shards):
+        return
+    with run.progress("judge shards", sum(path.stat().st_size for path in signed[known:]), "bytes") as bar:
+        for shard in range(known, len(shards)):
+            documents = _read_signed(signed[shard])
+            judged = judge(documents, shard, shards, index.segments(shard), cfg)
+            index.commit(shard, judged.segment)
+            aside = index.verdict_path(shard).with_suffix(".aside")
+            write_table(_attributes(shards[shard], documents, judged), aside)
+            aside.replace(index.verdict_path(shard))
+            bar.advance(signed[shard].stat().st_size)
+
+
+def _publish(run: StageRun, index: DedupIndex, shards: Sequence[Path]) -> Counter[str]:
+    """Copy the verdicts into the artifact with the list of pairs, and count."""
+    totals: Counter[str] = Counter()
+    with pq.ParquetWriter(run.out / "pairs.parquet", PAIRS_SCHEMA, compression="zstd", write_statistics=False) as pairs:
+        for number, shard in enumerate(shards):
+            target = run.out / "attributes" / shard.name
+            target.parent.mkdir(exist_ok=True)
+            shutil.copyfile(index.verdict_path(number), target)
+            table = pq.read_table(target)
+            totals.update(table["reason"].to_pylist())
+            dropped = table.filter(pc.not_equal(table["duplicate_of"], ""))
+            columns = [dropped[name] for name in ("doc_id", "duplicate_of", "similarity", "reason")]
+            pairs.write_table(pa.table(columns, schema=PAIRS_SCHEMA))
+    return totals
+
+
+@stage("dedup", version=1)
+def dedup(run: StageRun, cfg: DedupConfig, documents: Artifact, filtered: Artifact) -> None:
+    """Judge every document that the filter kept; attributes as everywhere, and all (dropped, kept) pairs."""
+    aligned = aligned_shards(documents, filtered)
+    shards = [document_shard for document_shard, _ in aligned]
+    signed = [run.scratch / "signed" / shard.name for shard in shards]
+    map_shards(run, sign_shard, [ShardJob(paths, path) for paths, path in zip(aligned, signed)], cfg)
+    digests = [f"{file_sha256(shard)} {file_sha256(path)}" for shard, path in zip(shards, signed)]
+    parameters = index_parameters(cfg)
+    keys = chain_keys(parameters, code_digest(__name__), digests)
+    index = DedupIndex(run.store.home / "index" / "dedup", parameters, keys)
+    _judge_new_shards(run, cfg, index, shards, signed)
+    totals = _publish(run, index, shards)
+    run.metric("documents_in", sum(totals.values()) - totals[FILTERED])
+    run.metric("documents_kept", totals[""])
+    run.metric("duplicates_exact", totals[EXACT])
+    run.metric("duplicates_near", totals[NEAR])
+    run.metric("index_bytes", index.size_bytes())
+    run.say(
+        f"{totals['']:,} of {sum(totals.values()) - totals[FILTERED]:,} documents kept: "
+        f"{totals[EXACT]:,} exact and {totals[NEAR]:,} near duplicates"
+    )

@@ -1,0 +1,285 @@
+"""What dedup remembers of kept documents: sorted LSH band keys in immutable, memory-mapped segments on disk.
+
+Each shard adds a segment of its kept documents, found again by the *chain key*: the digest of the parameters and of
+every shard up to it. So a run continues after the longest beginning it shares with any earlier run, whatever was
+appended or changed later, and the result cannot depend on how the documents arrived. Eight neighbouring segments of
+one size are merged into one; which segments make up the first k shards follows from k alone (its digits in base 8).
+Nothing is ever changed in place: a segment is written aside and renamed, so a crash leaves no half index.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.identity import canonical_json
+
+FAN_IN = 8
+"""Segments merged at a time: look-ups touch at most 7 segments a level, and a document is rewritten once a level."""
+
+U64 = NDArray[np.uint64]
+I64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class IndexParameters:
+    """What two indices must have in common for their contents to be comparable."""
+
+    scheme: str
+    seed: int
+    word_rules: str
+    shingle_words: int
+    bands: int
+    rows: int
+    bucket_size: int
+    similarity: str
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """The kept documents of some neighbouring shards, memory-mapped.
+
+    keys, places: (entries,) band by band, keys ascending within a band; a place numbers a document of this segment
+    starts: (bands + 1,) where each band's entries begin
+    exact, exact_places: (documents, 2), (documents,) 128-bit hashes of the texts, ascending by the first half
+    sketches: (documents, permutations) low byte of each signature value, to tell most false candidates cheaply
+    documents: (documents, 2) shard number and row of each document
+    """
+
+    keys: U64
+    places: NDArray[np.uint32]
+    starts: I64
+    exact: U64
+    exact_places: NDArray[np.uint32]
+    sketches: NDArray[np.uint8]
+    documents: NDArray[np.uint32]
+
+    def band(self, band: int) -> tuple[U64, NDArray[np.uint32]]:
+        """Keys and places of one band."""
+        return self.keys[self.starts[band] : self.starts[band + 1]], self.places[
+            self.starts[band] : self.starts[band + 1]
+        ]
+
+    def __len__(self) -> int:
+        return len(self.documents)
+
+
+_ARRAYS = tuple(Segment.__dataclass_fields__)
+
+
+def chain_keys(parameters: IndexParameters, code: str, shard_digests: Sequence[str]) -> list[str]:
+    """The key of the first 1, 2, ... shards: everything that their verdicts depend on."""
+    key = hashlib.sha256(canonical_json({"parameters": asdict(parameters), "code": code})).hexdigest()
+    keys = []
+    for digest in shard_digests:
+        key = hashlib.sha256(f"{key}\0{digest}".encode()).hexdigest()
+        keys.append(key)
+    return keys
+
+
+def spans_of(shards: int) -> list[tuple[int, int]]:
+    """The (first, last + 1) shards of each segment that together hold the first `shards` shards."""
+    spans: list[tuple[int, int]] = []
+    start, size = 0, 1
+    while size * FAN_IN <= shards:
+        size *= FAN_IN
+    while size:
+        while start + size <= shards:
+            spans.append((start, start + size))
+            start += size
+        size //= FAN_IN
+    return spans
+
+
+class DedupIndex:
+    """The segments and verdicts of one chain of shards under `root`."""
+
+    def __init__(self, root: Path, parameters: IndexParameters, keys: Sequence[str]) -> None:
+        self.root = root
+        self.parameters = parameters
+        self.keys = keys
+        root.mkdir(parents=True, exist_ok=True)
+
+    def verdict_path(self, shard: int) -> Path:
+        """Where the verdicts on a shard lie once they are known."""
+        return self.root / f"{self.keys[shard]}.parquet"
+
+    def segment_path(self, first: int, end: int) -> Path:
+        """The folder of the segment of shards [first, end)."""
+        return self.root / f"{self.keys[end - 1]}-{end - first}"
+
+    def resumable(self) -> int:
+        """How many shards from the beginning are judged already, with the index as of then intact."""
+        known = 0
+        while known < len(self.keys) and self.verdict_path(known).exists():
+            known += 1
+        while known and not all((self.segment_path(*span) / "header.json").exists() for span in spans_of(known)):
+            known -= 1
+        return known
+
+    def segments(self, shards: int) -> list[Segment]:
+        """The segments that hold the kept documents of the first `shards` shards, oldest first."""
+        return [open_segment(self.segment_path(*span), self.parameters) for span in spans_of(shards)]
+
+    def commit(self, shard: int, segment: Segment) -> None:
+        """Add a shard's segment, and merge as long as FAN_IN neighbours of one size are complete."""
+        write_segment(self.segment_path(shard, shard + 1), segment, self.parameters)
+        size = FAN_IN
+        while (shard + 1) % size == 0:
+            first = shard + 1 - size
+            part = size // FAN_IN
+            spans = [(start, start + part) for start in range(first, shard + 1, part)]
+            parts = [open_segment(self.segment_path(*span), self.parameters) for span in spans]
+            merged = merge(parts, self.parameters.bucket_size)
+            write_segment(self.segment_path(first, shard + 1), merged, self.parameters)
+            for span in spans:
+                shutil.rmtree(self.segment_path(*span), ignore_errors=True)
+            size *= FAN_IN
+
+    def size_bytes(self) -> int:
+        """Bytes of the live segments."""
+        folders = [self.segment_path(*span) for span in spans_of(len(self.keys))]
+        return sum(path.stat().st_size for folder in folders for path in folder.glob("*.npy"))
+
+
+def write_segment(path: Path, segment: Segment, parameters: IndexParameters) -> None:
+    """Write a segment aside and rename it into place; the first of two writers of one segment wins."""
+    aside = path.with_name(f".{path.name}.{uuid4().hex}")
+    aside.mkdir(parents=True)
+    for name in _ARRAYS:
+        np.save(aside / f"{name}.npy", getattr(segment, name))
+    header = {"parameters": asdict(parameters), "documents": len(segment)}
+    (aside / "header.json").write_text(json.dumps(header, indent=1) + "\n")
+    try:
+        aside.rename(path)
+    except OSError:  # an equal one is there: names are digests of everything that the content depends on
+        shutil.rmtree(aside)
+
+
+def open_segment(path: Path, parameters: IndexParameters) -> Segment:
+    """Map a segment into memory.
+
+    Raises:
+        ValueError: it was written with other parameters, which are named.
+    """
+    found = json.loads((path / "header.json").read_text())["parameters"]
+    for name, expected in asdict(parameters).items():
+        if found.get(name) != expected:
+            raise ValueError(
+                f"The dedup index {path.name} was written with {name} = {found.get(name)!r}, this run has "
+                f"{expected!r}: their documents cannot be compared. Use the same dedup settings or another home."
+            )
+    return Segment(**{name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _ARRAYS})
+
+
+def merge(parts: Sequence[Segment], bucket_size: int) -> Segment:
+    """One segment with the documents of several, in their order, and at most `bucket_size` entries a bucket."""
+    shifts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
+    bands = len(parts[0].starts) - 1
+    keys, places = [], []
+    for band in range(bands):
+        found = [part.band(band) for part in parts]
+        band_keys = np.concatenate([key for key, _ in found])
+        band_places = np.concatenate([place + np.uint32(shift) for (_, place), shift in zip(found, shifts)])
+        order = np.argsort(band_keys, kind="stable")
+        band_keys, band_places = band_keys[order], band_places[order]
+        first = rank_in_run(band_keys) < bucket_size
+        keys.append(band_keys[first])
+        places.append(band_places[first])
+    exact = np.concatenate([part.exact for part in parts])
+    exact_places = np.concatenate([part.exact_places + np.uint32(shift) for part, shift in zip(parts, shifts)])
+    order = np.argsort(exact[:, 0], kind="stable")
+    return Segment(
+        keys=np.concatenate(keys),
+        places=np.concatenate(places),
+        starts=np.concatenate([[0], np.cumsum([len(k) for k in keys])]).astype(np.int64),
+        exact=exact[order],
+        exact_places=exact_places[order],
+        sketches=np.concatenate([part.sketches for part in parts]),
+        documents=np.concatenate([part.documents for part in parts]),
+    )
+
+
+def rank_in_run(ordered: U64) -> I64:
+    """Position of each value within its run of equal values."""
+    positions = np.arange(len(ordered))
+    begins = np.ones(len(ordered), np.bool_)
+    begins[1:] = ordered[1:] != ordered[:-1]
+    ranks: I64 = positions - np.maximum.accumulate(np.where(begins, positions, 0))
+    return ranks
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Earlier kept documents that share buckets with the asked ones.
+
+    rows, documents: (hits,) pairs of an asked document and (segment number << 32 | place), by row, then canonical order
+    filled: (bands, asked) how many earlier kept documents are in each bucket, at most bucket_size
+    """
+
+    rows: I64
+    documents: I64
+    filled: NDArray[np.int32]
+
+
+def find(segments: Sequence[Segment], keys: U64, asked: NDArray[np.bool_], bucket_size: int) -> Hits:
+    """Look up band keys (bands, documents); those not `asked` (documents without words) have no hits."""
+    bands, count = keys.shape
+    filled = np.zeros((bands, count), np.int32)
+    rows: list[I64] = [np.empty(0, np.int64)]
+    documents: list[I64] = [np.empty(0, np.int64)]
+    for band in range(bands):
+        order = np.argsort(keys[band], kind="stable")
+        order = order[asked[order]]
+        wanted = keys[band][order]  # in order: neighbouring look-ups touch neighbouring pages of the map
+        for number, segment in enumerate(segments):
+            band_keys, places = segment.band(band)
+            starts = np.searchsorted(band_keys, wanted, "left")
+            lengths = np.searchsorted(band_keys, wanted, "right") - starts
+            room = np.minimum(lengths, bucket_size - filled[band][order])
+            for rank in range(int(room.max(initial=0))):
+                has = room > rank
+                rows.append(order[has])
+                documents.append((np.int64(number) << 32) | places[starts[has] + rank].astype(np.int64))
+            filled[band][order] += room.astype(np.int32)
+    pairs = np.unique(np.stack([np.concatenate(rows), np.concatenate(documents)], axis=1), axis=0)
+    return Hits(pairs[:, 0], pairs[:, 1], filled)
+
+
+def find_exact(segments: Sequence[Segment], exact: U64) -> I64:
+    """The kept document with each 128-bit hash (documents, 2), as (segment number << 32 | place), or -1."""
+    found = np.full(len(exact), -1, np.int64)
+    for number, segment in enumerate(segments):
+        starts = np.searchsorted(segment.exact[:, 0], exact[:, 0], "left")
+        lengths = np.searchsorted(segment.exact[:, 0], exact[:, 0], "right") - starts
+        for rank in range(int(lengths.max(initial=0))):
+            rows = np.flatnonzero((lengths > rank) & (found < 0))
+            places = starts[rows] + rank
+            same = segment.exact[places, 1] == exact[rows, 1]
+            found[rows[same]] = (number << 32) | segment.exact_places[places[same]].astype(np.int64)
+    return found
+
+
+def candidate_sketches(segments: Sequence[Segment], documents: I64) -> NDArray[np.uint8]:
+    """The sketches of documents named (segment number << 32 | place). (documents, permutations)"""
+    out = np.empty((len(documents), segments[0].sketches.shape[1] if segments else 0), np.uint8)
+    for number, segment in enumerate(segments):
+        mine = (documents >> 32) == number
+        out[mine] = segment.sketches[documents[mine] & 0xFFFFFFFF]
+    return out
+
+
+def locate(segments: Sequence[Segment], documents: I64) -> NDArray[np.uint32]:
+    """Shard number and row of documents named (segment number << 32 | place). (documents, 2)"""
+    out = np.empty((len(documents), 2), np.uint32)
+    for number, segment in enumerate(segments):
+        mine = (documents >> 32) == number
+        out[mine] = segment.documents[documents[mine] & 0xFFFFFFFF]
+    return out
