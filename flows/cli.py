@@ -125,7 +125,7 @@ def _run(options: argparse.Namespace) -> None:
         tracker = Untracked() if options.no_tracking else open_tracker(plan.execution)
         record = execute(plan.recipe, plan.execution, tracker)
     else:
-        from flows.pipeline import run_with_prefect
+        from flows.start import run_with_prefect
 
         record = run_with_prefect(plan.recipe, plan.execution)
     summary = summarise(Store(options.home), record)

@@ -1,11 +1,15 @@
 """The chat model as MLflow loads and serves it: models-from-code, so that nothing pickled is ever read."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow.models
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+# MLflow reads the type hint of `model_input` as a schema and warns where there is none; our signature is explicit.
+warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
 
 
 class ServedChat(PythonModel):
@@ -17,7 +21,6 @@ class ServedChat(PythonModel):
 
         self._model = ChatModel.load(Path(context.artifacts["model"]))
 
-    # MLflow reads the type hint of `model_input` as a schema and warns about any other; the signature is explicit.
     def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
         """The answers. `model_input` is a data frame with a column `messages`, one conversation a row."""
         return ["".join(self._answer(messages, params)) for messages in model_input["messages"]]

@@ -1,0 +1,99 @@
+"""Who watches a stage being built on Prefect's behalf: progress and lines for people on its page."""
+
+import contextvars
+import time
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from uuid import UUID
+
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.logging import get_run_logger
+
+from tasks.progress import format_count, format_seconds
+from tasks.stage import Observer
+
+PROGRESS_INTERVAL_S = 3.0
+
+
+class Together:
+    """Several observers of one stage."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._observers = observers
+
+    def point(self, step: int, values: Mapping[str, float]) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.point(step, values)
+
+    def said(self, text: str) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.said(text)
+
+    def progressed(self, description: str, done: float, total: float, rate: float) -> None:
+        """Tell all."""
+        for observer in self._observers:
+            observer.progressed(description, done, total, rate)
+
+
+class PrefectObserver:
+    """Shows progress on the task run's page. A thread talks to the server, so that a slow one holds up no stage."""
+
+    def __init__(self, label: str) -> None:
+        self._label = label
+        self._logger = get_run_logger()
+        self._context = contextvars.copy_context()  # the artifact belongs to the task run of this context
+        self._thread: ThreadPoolExecutor | None = None
+        self._sending: Future[None] | None = None
+        self._artifacts: dict[str, UUID] = {}
+        self._last = 0.0
+
+    def __enter__(self) -> "PrefectObserver":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._thread:
+            self._thread.shutdown(wait=error is None, cancel_futures=True)
+
+    def point(self, step: int, values: Mapping[str, float]) -> None:
+        """Curves go to MLflow."""
+
+    def said(self, text: str) -> None:
+        """Lines for people go to the flow run's log."""
+        self._logger.info("%s: %s", self._label, text)
+
+    def progressed(self, description: str, done: float, total: float, rate: float) -> None:
+        """Show it now and then, and always when it is done; skip it while the last one is still on its way."""
+        is_over = done >= total
+        now = time.monotonic()
+        if not is_over and (now - self._last < PROGRESS_INTERVAL_S or (self._sending and not self._sending.done())):
+            return
+        self._last = now
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        text = _words(self._label, description, done, total, rate)
+        share = 100.0 * min(1.0, done / total) if total else 100.0
+        self._sending = self._thread.submit(self._context.copy().run, self._send, description, share, text)
+
+    def _send(self, description: str, share: float, text: str) -> None:
+        try:
+            if description in self._artifacts:
+                update_progress_artifact(self._artifacts[description], share, text)
+            else:
+                self._artifacts[description] = _created(create_progress_artifact(share, description=text))
+        except Exception as error:  # a picture of progress is never worth a run
+            self._logger.debug("progress was not shown: %s", error)
+
+
+def _created(artifact: object) -> UUID:
+    assert isinstance(artifact, UUID)
+    return artifact
+
+
+def _words(label: str, description: str, done: float, total: float, rate: float) -> str:
+    left = format_seconds((total - done) / rate) if rate > 0 else "?"
+    return f"{label}: {description}, {format_count(done)} of {format_count(total)}, {format_count(rate)}/s, {left} left"

@@ -1,0 +1,56 @@
+"""Start a run under Prefect: on the server that is up under this home, else on one that lives as long as the run."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from flows.recipe import Recipe
+from flows.servers import (
+    free_port,
+    live_addresses,
+    prefect_environment,
+    start_temporary_prefect,
+    wait_until_healthy,
+)
+from tasks.execution import Execution
+from tasks.runs import RunRecord
+
+
+def run_with_prefect(recipe: Recipe, execution: Execution) -> RunRecord:
+    """Run the pipeline as a Prefect flow and return its record; the run shows in the dashboard later.
+
+    Raises:
+        ValueError: a stage refused its input, or the server did not start.
+    """
+    with prefect_server(execution):
+        from flows.pipeline import bessemer
+
+        return bessemer(recipe, execution)
+
+
+@contextmanager
+def prefect_server(execution: Execution) -> Iterator[str]:
+    """Set the environment for a server's API and yield its address; must come before Prefect is imported."""
+    home = execution.home
+    os.environ.update(prefect_environment(home))
+    addresses = live_addresses(home)
+    if addresses:
+        os.environ["PREFECT_API_URL"] = addresses.prefect_api
+        yield addresses.prefect_api
+        return
+    port = free_port()
+    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    child = start_temporary_prefect(home, port)
+    try:
+        _import_meanwhile()
+        wait_until_healthy(child, f"{os.environ['PREFECT_API_URL']}/health")
+        yield os.environ["PREFECT_API_URL"]
+    finally:
+        child.stop()
+        child.log.unlink(missing_ok=True)
+
+
+def _import_meanwhile() -> None:
+    """Import what the run needs while the server starts: they take about as long as each other."""
+    import flows.pipeline  # noqa: F401
+    import tasks.track.tracker  # noqa: F401
