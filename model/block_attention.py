@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from model import fused
-
-BLOCK = 128  # queries; 64 and 256 are 5-20 % slower at 256-1024 tokens
+from model.shape import QUERY_BLOCK
 
 
 @dataclass(frozen=True)
@@ -44,9 +43,9 @@ def document_starts(document_ids: Tensor) -> Tensor:
 def _spans(length: int, starts: Tensor | None) -> list[_Span]:
     spans = []
     earliest = None if starts is None else starts.amin(dim=0).tolist()  # of all rows: one product serves them all
-    for start in range(0, length, BLOCK):
+    for start in range(0, length, QUERY_BLOCK):
         first = 0 if earliest is None else earliest[start] // 16 * 16
-        spans.append(_Span(start, min(start + BLOCK, length), first))
+        spans.append(_Span(start, min(start + QUERY_BLOCK, length), first))
     return spans
 
 

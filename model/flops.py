@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from model.transformer import ModelConfig
+from model.shape import CHUNK_LOGITS, QUERY_BLOCK, ModelConfig
 
 Precision = Literal["fp32", "bf16"]
 
@@ -42,14 +42,68 @@ def flops_per_token(config: ModelConfig, seq_len: int) -> int:
 
 @dataclass(frozen=True)
 class MemoryForecast:
-    """Bytes on one device at the peak of a training step."""
+    """Bytes on one device while a step's gradients are computed."""
 
     weights: int
     gradients: int
     optimizer: int
-    activations: int
+    activations: int  # what the forward pass keeps for the backward pass
+    workspace: int  # bf16 copies of the weights, the head's gradient, one chunk of logits
 
     @property
     def total(self) -> int:
         """All of it."""
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.activations + self.workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingShape:
+    """How a step runs: `tokens` in one micro-batch of rows of `seq_len`, state split over `shards` devices (FSDP)."""
+
+    tokens: int
+    seq_len: int
+    precision: Precision = "bf16"
+    optimizer: Literal["muon", "adamw"] = "muon"
+    layers: Literal["fused", "plain"] = "fused"  # as model/fused.py (a CPU in bf16) or torch's own functions (a GPU)
+    recompute_layers: bool = False
+    shards: int = 1
+
+
+def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast:
+    """Memory of one training step, from the shapes alone; agrees with torch's saved tensors within 3 %."""
+    parameters = num_parameters(config)
+    matrices = config.num_layers * _layer_matrices(config)
+    states = 2 * parameters - (matrices if shape.optimizer == "muon" else 0)  # Muon keeps one moment of a matrix
+    layer = _layer_activation_bytes(config, shape)
+    residual = 4 * config.hidden_size
+    if shape.recompute_layers:
+        kept = config.num_layers * (residual + 2 * config.hidden_size) + layer  # all inputs and one layer at work
+    else:
+        kept = config.num_layers * layer
+    narrow = 2 if shape.precision == "bf16" else 4
+    head = config.vocab_size * config.hidden_size
+    copies = narrow * matmul_parameters(config) if shape.precision == "bf16" else 0
+    return MemoryForecast(
+        weights=4 * parameters // shape.shards,
+        gradients=4 * parameters // shape.shards,
+        optimizer=4 * states // shape.shards,
+        activations=shape.tokens * (kept + residual + 4 + narrow * config.hidden_size),
+        workspace=copies + 4 * head + (narrow + 4) * CHUNK_LOGITS,
+    )
+
+
+def _layer_activation_bytes(config: ModelConfig, shape: TrainingShape) -> int:
+    """Bytes that one layer keeps for each token."""
+    narrow = 2 if shape.precision == "bf16" else 4
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    heads = q + 2 * kv
+    if shape.layers == "fused":  # two norms, projections before and after rotation, probabilities, output, SwiGLU
+        attended = (shape.seq_len + min(QUERY_BLOCK, shape.seq_len)) // 2  # keys that a query's block meets, on average
+        probabilities = config.num_heads * attended
+        return 2 * (4 * hidden + 4) + narrow * (2 * hidden + 2 * heads + probabilities + q + 3 * inner)
+    norms = 2 * (8 * hidden + 4)  # the stream and its normalised form, fp32
+    inputs = narrow * 5 * hidden if shape.precision == "bf16" else 8 * hidden  # autocast copies once for each matrix
+    qk_norm = (4 + narrow) * (q + kv) + 4 * (config.num_heads + config.num_kv_heads) if config.qk_norm else 0
+    attention = narrow * (heads + q) + 4 * config.num_heads
+    return norms + inputs + qk_norm + attention + narrow * 4 * inner

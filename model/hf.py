@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-from model.rope import RopeKind, RopeScaling
-from model.transformer import ModelConfig
+from model.shape import ModelConfig, RopeKind, RopeScaling
 
 # What each field must say, where present, for our arithmetic to be the model's.
 _REQUIRED = {

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import fused
+from model.shape import CHUNK_LOGITS
 
 IGNORED = -100
 Reduction = Literal["mean", "sum"]
-CHUNK_LOGITS = 1 << 20  # logits held at a time: 4 MB in fp32, which a core's cache still serves
 
 
 def linear_cross_entropy(

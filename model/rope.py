@@ -3,44 +3,11 @@
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those trained on.
-
-    `default` none; `linear` positions divided by `factor` (arXiv:2306.15595); `llama3` only long wavelengths, with a
-    smooth border (Llama 3.1); `yarn` per dimension by its number of rotations, with a temperature (arXiv:2309.00071).
-    """
-
-    kind: RopeKind = "default"
-    factor: float = 1.0
-    original_context_length: int = 0
-    low_freq_factor: float = 1.0  # llama3
-    high_freq_factor: float = 4.0  # llama3
-    beta_fast: float = 32.0  # yarn
-    beta_slow: float = 1.0  # yarn
-    attention_factor: float = 0.0  # yarn; 0 = the paper's 0.1 ln(factor) + 1
-
-    def __post_init__(self) -> None:
-        if self.kind != "default" and self.factor < 1.0:
-            raise ValueError(f"RoPE scaling '{self.kind}' needs a factor of at least 1, got {self.factor}.")
-        if self.kind in ("llama3", "yarn") and self.original_context_length <= 0:
-            raise ValueError(
-                f"RoPE scaling '{self.kind}' needs original_context_length (the length trained on before scaling), "
-                f"got {self.original_context_length}."
-            )
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
-                f"llama3 RoPE scaling needs high_freq_factor > low_freq_factor, got {self.high_freq_factor} and "
-                f"{self.low_freq_factor}."
-            )
+from model.shape import RopeScaling
 
 
 @lru_cache(maxsize=32)

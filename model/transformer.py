@@ -5,7 +5,6 @@ So a checkpoint needs no renaming, and in fp32 its logits equal those of `LlamaF
 """
 
 import hashlib
-from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,36 +14,10 @@ from torch.utils.checkpoint import checkpoint
 
 from model import fused
 from model.attention import attention
-from model.rope import RopeScaling, Rotation, apply_rope, rotation
+from model.rope import Rotation, apply_rope, rotation
+from model.shape import ModelConfig
 
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The shape of a decoder. Sizes are in elements, `context_length` in tokens."""
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    context_length: int
-    rope_theta: float = 10000.0
-    rms_norm_eps: float = 1e-6
-    qk_norm: bool = True
-    tied_embeddings: bool = False
-    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
-
-    def __post_init__(self) -> None:
-        sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
-        for name in (*sizes, "intermediate_size", "context_length"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}).")
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")
+__all__ = ["ModelConfig", "Transformer"]
 
 
 class RMSNorm(nn.Module):
