@@ -3,14 +3,14 @@
 The reference is the policy as it came in; its log-probabilities are computed once, before training, and kept.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from tasks.launch import TrainingRun, launch
+from tasks.pairs import EncodedPairs, encode_pairs, read_pairs
 from tasks.stage import Artifact, StageRun, stage
 from tasks.training import TrainingConfig, TrainingData, check_length, finish, is_first_process, place_objective, train
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from model.data import PairBatches, Sequences
     from model.parallel import Parallel
-    from model.tokenizer import Tokenizer
 
     Floats = NDArray[np.float32]
 
@@ -58,55 +57,6 @@ class DpoConfig(TrainingConfig):
     validation_pairs: int = Field(500, ge=1, description="The most validation pairs to measure on.")
 
 
-@dataclass(frozen=True)
-class EncodedPairs:
-    """Pairs as tokens (sequence 2i chosen, 2i + 1 rejected), and how many were left out and why."""
-
-    sequences: "Sequences"
-    too_long: int
-    empty: int
-    equal: int
-
-
-def encode_pairs(tokenizer: "Tokenizer", rows: Sequence[Mapping[str, Any]], sequence_length: int) -> EncodedPairs:
-    """Render each pair; leave out those whose prompt leaves no room, with an empty answer, or with equal answers.
-
-    Everything after the prompt counts as answer, the closing newline included, as in TRL. Answers are cut at the row's
-    end.
-    """
-    from model.chat import render_conversation, render_prompt
-    from model.data import join_sequences
-
-    ids: list[list[int]] = []
-    masks: list[list[bool]] = []
-    too_long = empty = equal = 0
-    for row in rows:
-        prompt = render_prompt(tokenizer, row["prompt"])
-        if any(not message["content"].strip() for side in ("chosen", "rejected") for message in row[side]):
-            empty += 1
-            continue
-        sides = [render_conversation(tokenizer, [*row["prompt"], *row[side]]).ids for side in ("chosen", "rejected")]
-        cut = [side[: sequence_length + 1] for side in sides]
-        if len(prompt) > sequence_length:
-            too_long += 1
-        elif cut[0] == cut[1]:
-            equal += 1
-        else:
-            for side in cut:
-                start = _common_prefix(prompt, side)
-                ids.append(side)
-                masks.append([position >= start for position in range(len(side))])
-    return EncodedPairs(join_sequences(ids, masks), too_long, empty, equal)
-
-
-def _common_prefix(prompt: Sequence[int], whole: Sequence[int]) -> int:
-    """Where the answer begins; a tokenizer may join the prompt's last character with the answer's first."""
-    for index, (a, b) in enumerate(zip(prompt, whole)):
-        if a != b:
-            return index
-    return min(len(prompt), len(whole))
-
-
 def preference_figures(sums: Mapping[str, float]) -> dict[str, float]:
     """Loss, share of pairs whose chosen answer has the higher reward, and by how much on average."""
     pairs = max(sums["pairs"], 1)
@@ -117,15 +67,6 @@ def preference_figures(sums: Mapping[str, float]) -> dict[str, float]:
         "chosen_reward": sums["chosen_reward"] / pairs,
         "rejected_reward": sums["rejected_reward"] / pairs,
     }
-
-
-def read_pairs(path: Path, limit: int = 0) -> list[dict[str, Any]]:
-    """The pairs of a Parquet file; the first `limit`, or all with 0."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path, columns=["prompt", "chosen", "rejected"])
-    rows: list[dict[str, Any]] = (table.slice(0, limit) if limit else table).to_pylist()
-    return rows
 
 
 def reference_log_probs(parallel: "Parallel", batches: "PairBatches", pairs: int, pairs_at_once: int) -> "Floats":
