@@ -23,24 +23,32 @@ class Forecast:
     high: float
 
 
-def work_of(config: dict[str, Any], input_bytes: float) -> float:
-    """The amount of work of a stage call, in units that only have to be comparable within the stage.
+@dataclass(frozen=True)
+class Work:
+    """An amount of work; only amounts of the same `unit` compare."""
 
-    A training stage that states its tokens works through tokens times parameters; any other stage through its input.
-    """
-    tokens = float(config.get("train_tokens") or 0)
-    if not tokens:
-        return max(input_bytes, 1.0) * float(config.get("epochs") or 1)
-    width, layers = float(config.get("hidden_size", 1)), float(config.get("num_layers", 1))
-    return tokens * max(1.0, 12 * layers * width**2)
+    unit: str
+    amount: float
 
 
-def forecast(work: float, earlier: Sequence[tuple[float, Manifest]]) -> Forecast | None:
+def work_of(config: dict[str, Any], input_bytes: float) -> Work:
+    """How much a stage call has to do: tokens times weights where its config states both, else the bytes it reads."""
+    width, layers = float(config.get("hidden_size", 0)), float(config.get("num_layers", 0))
+    weights = max(1.0, 12 * layers * width**2)
+    steps = float(config.get("steps") or 0)
+    if config.get("train_tokens") and not steps:
+        return Work("token-weights", float(config["train_tokens"]) * weights)
+    if steps:
+        return Work("step-weights", steps * float(config.get("batch_tokens") or config.get("batch_pairs", 1)) * weights)
+    return Work("bytes", max(input_bytes, 1.0) * float(config.get("epochs") or 1) * weights)
+
+
+def forecast(work: Work, earlier: Sequence[tuple[Work, Manifest]]) -> Forecast | None:
     """Scale what this stage took before; `earlier` pairs the work of each past build with its manifest."""
-    rates = [math.log(max(manifest.seconds, 0.01) / past) for past, manifest in earlier if past > 0]
-    if not rates or work <= 0:
+    rates = [math.log(max(m.seconds, 0.01) / past.amount) for past, m in earlier if past.unit == work.unit]
+    if not rates:
         return None
-    centre = statistics.fmean(rates) + math.log(work)
+    centre = statistics.fmean(rates) + math.log(work.amount)
     if len(rates) == 1:
         spread = SINGLE_RUN_LOG_SPREAD
     else:

@@ -19,7 +19,7 @@ CURVE_HEIGHT = 9
 MODEL_LABELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
 # What went in and what came out of a stage, in the metrics that tell it best.
 STAGE_FIGURES = {
-    "ingest": ("documents", "bytes"),
+    "ingest": ("files", "documents", "text_bytes", "bad_records"),
     "filter": ("documents_in", "documents_kept"),
     "dedup": ("documents_in", "documents_kept", "duplicates_exact", "duplicates_near"),
     "decontaminate": ("documents_in", "documents_kept"),
@@ -27,10 +27,10 @@ STAGE_FIGURES = {
     "preferences": ("train_pairs", "validation_pairs"),
     "tokenizer": ("vocab_size", "bytes_per_token"),
     "pack": ("train_tokens", "validation_tokens"),
-    "pretrain": ("train_tokens", "val_bits_per_byte"),
+    "pretrain": ("parameters", "train_tokens", "val_bits_per_byte"),
     "sft": ("train_tokens", "val_loss"),
     "dpo": ("train_pairs", "reward_accuracy", "reward_margin"),
-    "quantize": ("size_bytes",),
+    "quantize": ("size_bytes", "size_ratio"),
     "evaluate": ("val_bits_per_byte", "val_perplexity"),
 }
 
