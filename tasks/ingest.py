@@ -7,7 +7,7 @@ the run only past a stated share.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +22,7 @@ from tasks.pydocs import group_documents
 from tasks.readers import read_file
 from tasks.readers.records import Bad, HtmlExtractor, Item, Row, Text, shown
 from tasks.shards import ShardJob, map_shards
-from tasks.source import Source, group_files, group_name
+from tasks.source import Source, group_files, group_name, source_name
 from tasks.stage import StageConfig, StageRun, stage
 
 _ERRORS_KEY = "bessemer.errors"
@@ -141,12 +141,6 @@ def document_of(name: str, item: Item, cfg: IngestConfig) -> dict[str, str] | Ba
     source = source_name(name)
     doc_id = xxhash.xxh3_128_hexdigest(f"{source}\0{text}".encode())
     return {"doc_id": doc_id, "text": text, "source": source, "origin": origin, "license": license, "batch": batch}
-
-
-def source_name(name: str) -> str:
-    """What figures are told apart by: the top folder of a file, or its name without endings."""
-    path = PurePosixPath(name)
-    return path.parts[0] if len(path.parts) > 1 else path.name.partition(".")[0] or path.name
 
 
 def _text_or(value: object, default: str) -> str:

@@ -147,3 +147,9 @@ def group_name(group: list[SourceFile]) -> str:
     first = group[0].name
     readable = _SLUG.sub("_", str(PurePosixPath(first)))[:60].strip("._")
     return f"{readable}-{xxhash.xxh3_64_hexdigest(first.encode())[:8]}"
+
+
+def source_name(name: str) -> str:
+    """What figures are told apart by: the top folder of a file, or its name without endings."""
+    path = PurePosixPath(name)
+    return path.parts[0] if len(path.parts) > 1 else path.name.partition(".")[0] or path.name
