@@ -45,6 +45,7 @@ def prefect_server(execution: Execution) -> Iterator[str]:
         _import_meanwhile()
         wait_until_healthy(child, f"{os.environ['PREFECT_API_URL']}/health")
         yield os.environ["PREFECT_API_URL"]
+        _send_logs()
     finally:
         child.stop()
         child.log.unlink(missing_ok=True)
@@ -54,3 +55,10 @@ def _import_meanwhile() -> None:
     """Import what the run needs while the server starts: they take about as long as each other."""
     import flows.pipeline  # noqa: F401
     import tasks.track.tracker  # noqa: F401
+
+
+def _send_logs() -> None:
+    """Prefect sends lines in the background; what is left must arrive while there is a server."""
+    from prefect.logging.handlers import APILogHandler
+
+    APILogHandler().flush()

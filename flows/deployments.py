@@ -1,0 +1,103 @@
+"""`prefect.yaml`, written from the presets, and what a server must hold before it can run it.
+
+`python -m flows.deployments` prints the file; a test keeps the committed one equal to it. `... apply` makes the work
+pool and the training slot where they are missing and deploys; doing it again changes nothing.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.recipe import PRESET_FOLDER, Recipe, load_plan, preset_names
+from tasks.execution import Execution
+
+ROOT = Path(__file__).resolve().parent.parent
+WORK_POOL = "bessemer"
+TRAINING_SLOT = "gpu"
+HOME_TEMPLATE = "{{ $BESSEMER_HOME }}"
+_HEADER = """\
+# What can be started from Prefect's pages: each preset as a deployment that opens prefilled.
+# Written by `python -m flows.deployments > prefect.yaml`; edit the presets in deployments/recipes instead.
+# `bessemer up` deploys it; by hand: BESSEMER_HOME=/path/to/.bessemer prefect --no-prompt deploy --all
+"""
+
+
+def prefect_yaml() -> str:
+    """The text of `prefect.yaml`."""
+    content = {"name": "bessemer", "deployments": [_preset_deployment(name) for name in preset_names()]}
+    return _HEADER + yaml.safe_dump(content, sort_keys=False, width=110, allow_unicode=True)
+
+
+def _preset_deployment(name: str) -> dict[str, Any]:
+    plan = load_plan(name)
+    return {
+        "name": name,
+        "description": _description(name),
+        "entrypoint": "flows/pipeline.py:bessemer",
+        "tags": ["bessemer"],
+        "parameters": {
+            "recipe": difference(plan.recipe.model_dump(mode="json"), Recipe().model_dump(mode="json")),
+            "execution": execution_parameters(plan.execution),
+        },
+        "work_pool": {"name": WORK_POOL},
+    }
+
+
+def execution_parameters(execution: Execution) -> dict[str, Any]:
+    """What a preset says of the machine; the home is that of whoever deploys."""
+    return {
+        **difference(execution.model_dump(mode="json"), Execution().model_dump(mode="json")),
+        "home": HOME_TEMPLATE,
+    }
+
+
+def _description(name: str) -> str:
+    return str(yaml.safe_load((PRESET_FOLDER / f"{name}.yaml").read_text())["description"])
+
+
+def difference(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that are not the defaults, at any depth."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            inner = difference(value, defaults[name])
+            if inner:
+                found[name] = inner
+        elif value != defaults[name]:
+            found[name] = value
+    return found
+
+
+async def prepare_server() -> None:
+    """Make the work pool and the training slot; what is there stays as somebody may have changed it."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
+
+    async with get_client() as client:
+        with contextlib.suppress(ObjectAlreadyExists):
+            await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
+        try:
+            await client.read_global_concurrency_limit_by_name(TRAINING_SLOT)
+        except ObjectNotFound:
+            await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=TRAINING_SLOT, limit=1))
+
+
+def apply() -> None:
+    """Prepare the server at PREFECT_API_URL and hand over to Prefect's own `deploy`."""
+    asyncio.run(prepare_server())
+    os.chdir(ROOT)
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"])
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["apply"]:
+        apply()
+    else:
+        sys.stdout.write(prefect_yaml())
