@@ -520,7 +520,7 @@ def _ngram_hash(hashes: U64, start: int, n: int) -> np.uint64:
 
 @helper
 def _top_ngram(hashes: U64, lengths: I32, count: int, n: int, keys: U64, used: I32, first: I32) -> int:
-    """Characters that the most frequent n-gram covers; of equally frequent ones, the first."""
+    """Characters that the most frequent repeated n-gram covers; of equally frequent ones, the first."""
     size = _table_size(count)
     used[:size] = 0
     best = best_first = 0
@@ -534,7 +534,7 @@ def _top_ngram(hashes: U64, lengths: I32, count: int, n: int, keys: U64, used: I
         if used[place] > best or (used[place] == best and first[place] < best_first):
             best = int(used[place])
             best_first = int(first[place])
-    if best == 0:
+    if best < 2:
         return 0
     characters = n - 1
     for k in range(n):

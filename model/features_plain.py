@@ -173,12 +173,10 @@ def _repetition(text: str) -> dict[str, float]:
 
 
 def _top_ngram(words: Sequence[str], n: int) -> int:
-    """Characters that the most frequent n-gram covers; of equally frequent ones, the first."""
+    """Characters that the most frequent repeated n-gram covers; of equally frequent ones, the first."""
     ngrams = Counter(" ".join(words[i : i + n]) for i in range(len(words) - n + 1))
-    if not ngrams:
-        return 0
-    ngram, count = ngrams.most_common(1)[0]
-    return len(ngram) * count
+    ngram, count = max(ngrams.items(), key=lambda item: item[1], default=("", 0))
+    return len(ngram) * count if count > 1 else 0
 
 
 def _repeated_ngrams(words: Sequence[str], n: int) -> int:

@@ -67,13 +67,13 @@ class FilterConfig(MeasureConfig):
     min_stop_words: int = Field(
         1, ge=0, le=8, description="Fewest different words of the, be, to, of, and, that, have, with (Gopher: 2)."
     )
-    max_duplicate_line_share: float = Field(0.5, ge=0, le=1, description="Most repeated lines (Gopher: 0.3).")
+    max_duplicate_line_share: float = Field(0.6, ge=0, le=1, description="Most repeated lines (Gopher: 0.3).")
     max_duplicate_line_char_share: float = Field(
-        0.3, ge=0, le=1, description="Most characters in repeated lines (Gopher: 0.2)."
+        0.4, ge=0, le=1, description="Most characters in repeated lines (Gopher: 0.2)."
     )
-    max_duplicate_paragraph_share: float = Field(0.3, ge=0, le=1, description="Most repeated paragraphs (Gopher).")
+    max_duplicate_paragraph_share: float = Field(0.5, ge=0, le=1, description="Most repeated paragraphs (Gopher: 0.3).")
     max_duplicate_paragraph_char_share: float = Field(
-        0.2, ge=0, le=1, description="Most characters in repeated paragraphs (Gopher)."
+        0.3, ge=0, le=1, description="Most characters in repeated paragraphs (Gopher: 0.2)."
     )
     max_top_2gram_share: float = Field(0.3, ge=0, le=1, description="Most text in the top 2-gram (Gopher: 0.2).")
     max_top_3gram_share: float = Field(0.28, ge=0, le=1, description="Most text in the top 3-gram (Gopher: 0.18).")
@@ -138,6 +138,8 @@ PUBLISHED = FilterConfig(
     min_stop_words=2,
     max_duplicate_line_share=0.3,
     max_duplicate_line_char_share=0.2,
+    max_duplicate_paragraph_share=0.3,
+    max_duplicate_paragraph_char_share=0.2,
     max_top_2gram_share=0.2,
     max_top_3gram_share=0.18,
     max_top_4gram_share=0.16,
