@@ -59,7 +59,7 @@ class Parallel(Protocol):
     def evaluate(self, batch: dict[str, Tensor]) -> Tensor:
         """The sums of a batch, in evaluation mode and without gradients."""
 
-    def step(self, max_grad_norm: float) -> float:
+    def step(self) -> float:
         """Clip, update, clear; the gradient's norm before clipping."""
 
     def state(self) -> dict[str, Any]:
@@ -79,8 +79,14 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
-def place(objective: Objective, settings: OptimizerSettings, precision: Precision, placement: Placement) -> Parallel:
-    """Put the objective where it shall train, with its optimizer.
+def place(
+    objective: Objective,
+    settings: OptimizerSettings,
+    precision: Precision,
+    placement: Placement,
+    max_grad_norm: float = 0.0,
+) -> Parallel:
+    """Put the objective where it shall train, with its optimizer; gradients are clipped to `max_grad_norm` unless 0.
 
     Raises:
         ValueError: the number of processes, the device or the strategy that runs is not the one asked for.
@@ -90,8 +96,8 @@ def place(objective: Objective, settings: OptimizerSettings, precision: Precisio
     if placement.strategy == "deepspeed" and placement.processes > 1:
         from model.zero import ZeroProcesses
 
-        return ZeroProcesses(objective, settings, precision, placement)
-    return Accelerated(objective, settings, precision, placement)
+        return ZeroProcesses(objective, settings, precision, placement, max_grad_norm)
+    return Accelerated(objective, settings, precision, placement, max_grad_norm)
 
 
 def check_processes(placement: Placement, found: int) -> None:
@@ -107,7 +113,12 @@ class Accelerated:
     """One process, DDP or FSDP2, through Accelerate."""
 
     def __init__(
-        self, objective: Objective, settings: OptimizerSettings, precision: Precision, placement: Placement
+        self,
+        objective: Objective,
+        settings: OptimizerSettings,
+        precision: Precision,
+        placement: Placement,
+        max_grad_norm: float,
     ) -> None:
         mixed_precision = "no" if precision == "fp32" else "bf16"
         on_cpu = choose_device(placement.device).type == "cpu"
@@ -123,6 +134,7 @@ class Accelerated:
         self._module, wrapped = self.accelerator.prepare(objective, optimizer)
         self.objective: Objective = self._module if sharded else objective
         self.optimizer: torch.optim.Optimizer = wrapped.optimizer
+        self._max_grad_norm = max_grad_norm
         _check_strategy(placement, self._module, self.objective)
 
     def accumulate(self, batch: dict[str, Tensor], scale: float, last: bool) -> Tensor:
@@ -139,21 +151,22 @@ class Accelerated:
         found: Tensor = self._module(batch)[1]
         return found
 
-    def step(self, max_grad_norm: float) -> float:
+    def step(self) -> float:
         gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]
         norm = gradient_norm(gradients)
-        if max_grad_norm and norm > max_grad_norm:
+        if self._max_grad_norm and norm > self._max_grad_norm:
             for gradient in gradients:
-                gradient.mul_(max_grad_norm / norm)
+                gradient.mul_(self._max_grad_norm / norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
     def state(self) -> dict[str, Any]:
-        return {
-            "model": self.weights(),
-            "optimizer": get_optimizer_state_dict(self.objective, self.optimizer, options=_WHOLE),
-        }
+        # Asked before the first step, torch 2.13 makes an empty one to allocate the state and counts it: Adam's first
+        # update would then be 0.73 of what it should be.
+        fresh = not self.optimizer.state
+        moments = {} if fresh else get_optimizer_state_dict(self.objective, self.optimizer, options=_WHOLE)
+        return {"model": self.weights(), "optimizer": moments}
 
     def weights(self) -> dict[str, Tensor]:
         found = get_model_state_dict(self.objective, options=_WHOLE)
@@ -163,7 +176,10 @@ class Accelerated:
         # Every process reads the file; broadcasting from the first hangs in torch 2.13 where others pass {}.
         whole = StateDictOptions(full_state_dict=True)
         set_model_state_dict(self.objective, state["model"], options=whole)
-        set_optimizer_state_dict(self.objective, self.optimizer, state["optimizer"], options=whole)
+        if state["optimizer"]:
+            set_optimizer_state_dict(self.objective, self.optimizer, state["optimizer"], options=whole)
+        else:
+            self.optimizer.state.clear()
 
 
 def gradient_norm(gradients: list[Tensor]) -> float:

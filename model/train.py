@@ -68,7 +68,6 @@ class LoopSettings:
     schedule: Schedule = "wsd"
     warmup_steps: int = 0
     decay_fraction: float = 0.5
-    max_grad_norm: float = 1.0
     checkpoint_every: int = 200
     evaluate_every: int = 0
     divergence_nats: float = 2.0  # above the usual loss
@@ -156,7 +155,7 @@ class Trainer:
         set_learning_rates(self._parallel.optimizer, factor)
         items = self._batches.items(step)
         sums = self._accumulate(items, step)
-        norm = self._parallel.step(self._settings.max_grad_norm)
+        norm = self._parallel.step()
         figures = self._summarise(sums)
         usual = median(self._progress.losses) if len(self._progress.losses) >= HISTORY_MINIMUM else math.inf
         loss = figures["loss"]

@@ -180,7 +180,6 @@ def language_figures(sums: Mapping[str, float]) -> dict[str, float]:
 def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Path]) -> None:
     """Train in this process, which may be one of several."""
     from model.flops import num_parameters
-    from model.flops import num_parameters
     from model.objectives import NextToken
     from model.transformer import Transformer
     from tasks.contract import check_contract

@@ -97,7 +97,7 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
     placement = Placement(
         execution.device, execution.processes, execution.strategy, execution.threads, execution.micro_batch_tokens
     )
-    return place(objective, optimizer, cfg.precision, placement)
+    return place(objective, optimizer, cfg.precision, placement, cfg.max_grad_norm)
 
 
 def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: TrainingData) -> dict[str, float]:
@@ -110,7 +110,6 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
         schedule=cfg.schedule,
         warmup_steps=cfg.warmup_steps,
         decay_fraction=cfg.decay_fraction,
-        max_grad_norm=cfg.max_grad_norm,
         checkpoint_every=cfg.checkpoint_every,
         evaluate_every=cfg.evaluate_every,
         divergence_nats=cfg.divergence_nats,
