@@ -132,7 +132,7 @@ def probabilities(logits: Floats, sampling: Sampling) -> NDArray[np.float64]:
     if 0 < sampling.top_k < len(scaled):
         kth = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
         scaled = np.where(scaled < kth, -np.inf, scaled)
-    weights = np.exp(scaled - scaled.max())
+    weights: NDArray[np.float64] = np.exp(scaled - scaled.max())
     weights /= weights.sum()
     if sampling.top_p < 1:
         order = np.argsort(-weights, kind="stable")

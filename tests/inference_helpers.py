@@ -1,0 +1,97 @@
+"""A small model trained for seconds, with its tokens and tokenizer, for the tests of quantization and inference."""
+
+import hashlib
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from model.losses import linear_cross_entropy
+from model.shape import ModelConfig
+from model.tokenizer import Tokenizer
+from model.transformer import Transformer
+from tasks.model_files import save_model
+from tasks.stage import Artifact
+from tests.training_helpers import artifact, make_tokens
+
+
+def make_scored_tokens(folder: Path, tokenizer: Artifact) -> Artifact:
+    """`make_tokens` with the spans that scoring needs; the eighth of the topics that is for validation."""
+    make_tokens(folder, tokenizer)
+    loaded, rows, start = Tokenizer.load(tokenizer.path), [], 0
+    for name, text in list(topics.items())[::8]:
+        length = len(loaded.encode(text)) + 1
+        rows.append(
+            {
+                "doc_id": hashlib.md5(name.encode()).hexdigest(),
+                "source": "even" if len(rows) % 2 == 0 else "odd",
+                "split": "validation",
+                "start": start,
+                "tokens": length,
+                "bytes": len(text.encode()),
+            }
+        )
+        start += length
+    pq.write_table(pa.Table.from_pylist(rows), folder / "spans.parquet")
+    return artifact(folder)
+
+
+def tiny_config(**changes: object) -> ModelConfig:
+    """Two layers of 64, grouped queries, QK-norm, untied."""
+    shape: dict[str, object] = {
+        "vocab_size": 512,
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 16,
+        "intermediate_size": 128,
+        "context_length": 128,
+    }
+    return ModelConfig(**{**shape, **changes})  # type: ignore[arg-type]
+
+
+def random_model(seed: int = 0, **changes: object) -> Transformer:
+    """A model with random weights in every matrix, so that nothing is hidden by zeros."""
+    model = Transformer(tiny_config(**changes)).eval()
+    model.initialize(seed, "depth")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(1 + 0.1 * noise if parameter.ndim == 1 else noise * parameter.shape[-1] ** -0.5)
+    return model
+
+
+def trained_model(tokens: Artifact, steps: int, seed: int = 0, **changes: object) -> Transformer:
+    """A model after some AdamW steps on the tokens: weights with the structure that quantization meets."""
+    model = Transformer(tiny_config(**changes))
+    model.initialize(seed, "depth")
+    stream = np.fromfile(tokens.path / "train.bin", "<u2").astype(np.int64)
+    random = np.random.default_rng(seed)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(steps):
+        starts = random.integers(0, len(stream) - 65, 16)
+        rows = torch.from_numpy(np.stack([stream[s : s + 65] for s in starts]))
+        loss = linear_cross_entropy(model.hidden(rows[:, :-1]), model.head_weight, rows[:, 1:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def make_model(folder: Path, model: Transformer, tokenizer: Artifact) -> Artifact:
+    """The model as an artifact."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_model(folder, model, tokenizer.path, ("<|im_end|>", "<|endoftext|>"))
+    return artifact(folder)
+
+
+def scores_of(evaluation: Artifact) -> dict[str, float]:
+    """The figures of an evaluation."""
+    found: dict[str, float] = json.loads((evaluation.path / "scores.json").read_bytes())
+    return found
