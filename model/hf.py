@@ -141,7 +141,7 @@ def _rope_from_hf(hf: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     if kind in ("llama3", "yarn"):
         found.setdefault("original_max_position_embeddings", hf["max_position_embeddings"])
     unknown = {name: value for name, value in found.items() if name not in _ROPE_FIELDS[kind] and value is not None}
-    if kind != "default" and unknown:
+    if unknown:
         raise ValueError(f"config.json: rope_parameters of type {kind!r} has {unknown}, which this model ignores.")
     values = {_ROPE_NAMES[name]: found[name] for name in _ROPE_FIELDS[kind] if found.get(name) is not None}
     return theta, RopeScaling(kind=cast(RopeKind, kind), **values)
