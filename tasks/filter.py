@@ -75,9 +75,9 @@ class FilterConfig(MeasureConfig):
     max_duplicate_paragraph_char_share: float = Field(
         0.3, ge=0, le=1, description="Most characters in repeated paragraphs (Gopher: 0.2)."
     )
-    max_top_2gram_share: float = Field(0.3, ge=0, le=1, description="Most text in the top 2-gram (Gopher: 0.2).")
-    max_top_3gram_share: float = Field(0.28, ge=0, le=1, description="Most text in the top 3-gram (Gopher: 0.18).")
-    max_top_4gram_share: float = Field(0.26, ge=0, le=1, description="Most text in the top 4-gram (Gopher: 0.16).")
+    max_top_2gram_share: float = Field(0.3, ge=0, description="Most text in the top 2-gram (Gopher: 0.2).")
+    max_top_3gram_share: float = Field(0.28, ge=0, description="Most text in the top 3-gram (Gopher: 0.18).")
+    max_top_4gram_share: float = Field(0.26, ge=0, description="Most text in the top 4-gram (Gopher: 0.16).")
     max_duplicate_5gram_share: float = Field(
         0.4, ge=0, le=1, description="Most text in repeated 5-grams (Gopher: .15)."
     )

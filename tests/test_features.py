@@ -12,7 +12,8 @@ from model.features_plain import measure_plain
 
 RELAXED = settings(deadline=None, max_examples=300)  # the first example may load the kernel
 PIECES = [
-    "the", "be", "to", "and", "word", "Word", "foo_bar", "x", "3.14", "#", "##", "...", "…", "-", "•", "$ ", ">>> ", "... ",
+    "the", "be", "to", "and", "word", "Word", "foo_bar", "x", "3.14", "#", "##", "...", "…", "-", "•", "$ ",
+    ">>> ", "... ",
     "{", "}", ";", "f(x)", "a=b", "\n", "\n\n", "\n\n\n", " ", "  ", "\t", "\r\n", ".", "?", "!", '"', "'", ")", "[1]",
     "[edit]", "[citation needed]", "[x]", "]", "[", "<b>", "</b>", "<", ">", "<!-- -->", "&amp;", "&", "](http://x.y)",
     "](a b)", "](", "```", "lorem ipsum", "Terms of Use", "javascript", "all rights reserved", "All Rights Reserved.",
