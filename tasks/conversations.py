@@ -15,7 +15,7 @@ from pydantic import Field
 
 from tasks.bad_records import ErrorRecord, check_bad_share, write_errors
 from tasks.documents import write_table
-from tasks.entries import extract_entries, is_python, read_entry_files, write_listing
+from tasks.entries import extract_exchanges, is_python, read_exchanges, write_listing
 from tasks.instructions import dialogues
 from tasks.messages import (
     MESSAGES_TYPE,
@@ -68,12 +68,12 @@ def conversations(run: StageRun, cfg: ConversationsConfig, sft: Source) -> None:
     Raises:
         ValueError: too many records in no known layout, or fewer than two conversations.
     """
-    python_jobs = [ShardJob((path,), run.scratch / "python" / path.name) for path in extract_entries(run, sft.files)]
+    python_jobs = [ShardJob((path,), run.scratch / "python" / path.name) for path in extract_exchanges(run, sft.files)]
     file_jobs = [
         ShardJob((write_listing(run, group), *(f.path for f in group)), run.scratch / f"{group_name(group)}.parquet")
         for group in group_files([file for file in sft.files if not is_python(file)], GROUP_BYTES)
     ]
-    map_shards(run, ask_about_entries, python_jobs, cfg)
+    map_shards(run, make_conversations, python_jobs, cfg)
     map_shards(run, read_conversations, file_jobs, cfg)
     shards = [job.output for job in [*python_jobs, *file_jobs]]
     errors = [error for shard in shards for error in read_errors(shard)]
@@ -93,11 +93,11 @@ def conversations(run: StageRun, cfg: ConversationsConfig, sft: Source) -> None:
     write_errors(run, errors)
 
 
-def ask_about_entries(inputs: tuple[Path, ...], output: Path, cfg: ConversationsConfig) -> Mapping[str, float]:
-    """Shard function: documented Python objects -> conversations about them."""
+def make_conversations(inputs: tuple[Path, ...], output: Path, cfg: ConversationsConfig) -> Mapping[str, float]:
+    """Shard function: exchanges about Python objects -> conversations."""
     rows = []
-    for found in read_entry_files(inputs[0]):
-        for dialogue in (d for entry in found.entries for d in dialogues(entry)):
+    for object_name, found in read_exchanges(inputs[0]):
+        for dialogue in dialogues(object_name, found):
             messages = [
                 {"role": role, "content": content}
                 for turn in dialogue.turns

@@ -153,20 +153,19 @@ def exchanges(entry: Entry) -> list[Exchange]:
     return [e for e in found if len(e.answer) <= MAX_ANSWER_CHARACTERS]
 
 
-def dialogues(entry: Entry) -> Iterator[Dialogue]:
-    """Each exchange by itself, and one conversation of several turns where there is enough to ask."""
-    found = exchanges(entry)
-    library = entry.name.split(".")[0]
+def dialogues(name: str, found: Sequence[Exchange]) -> Iterator[Dialogue]:
+    """Each exchange about the object `name` by itself, and one conversation of several turns if there is enough."""
+    library = name.split(".")[0]
     for exchange in found:
         if exchange.aspect not in ("call", "default") or _hash(exchange.question) % _LITERAL_EVERY == 0:
-            yield Dialogue(entry.name, library, ((exchange.question, exchange.answer),))
+            yield Dialogue(name, library, ((exchange.question, exchange.answer),))
     if len(found) >= 3:
         first, *others = found
-        order = sorted(others, key=lambda e: _hash(entry.name + e.question))
+        order = sorted(others, key=lambda e: _hash(name + e.question))
         turns = [(first.question, first.answer), *((e.follow_up, e.answer) for e in order[:3])]
-        if _hash(entry.name) % _GREETING_EVERY == 0:
-            turns.insert(0, _GREETINGS[len(entry.name) % len(_GREETINGS)])
-        yield Dialogue(entry.name, library, tuple(turns))
+        if _hash(name) % _GREETING_EVERY == 0:
+            turns.insert(0, _GREETINGS[len(name) % len(_GREETINGS)])
+        yield Dialogue(name, library, tuple(turns))
 
 
 def _exchange(entry: Entry, aspect: Aspect, parameter: str, answer: str) -> Exchange:

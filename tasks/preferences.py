@@ -1,6 +1,7 @@
 """Read or make pairs of a better and a worse answer.
 
-Files hold `prompt`, `chosen` and `rejected`, each as text or as messages; the answers may repeat the prompt. From Python source the better answer is the true one, the worse one fits a sibling or breaks off.
+Files hold `prompt`, `chosen` and `rejected`, each as text or as messages; the answers may repeat the prompt. From
+Python source the better answer is the true one, the worse one fits a sibling or breaks off.
 """
 
 import json
@@ -14,8 +15,8 @@ from pydantic import Field
 
 from tasks.bad_records import ErrorRecord, check_bad_share, write_errors
 from tasks.documents import write_table
-from tasks.entries import extract_entries, is_python, read_entry_files, write_listing
-from tasks.instructions import Aspect, Exchange, exchanges, rejected_answer
+from tasks.entries import extract_exchanges, is_python, read_exchanges, write_listing
+from tasks.instructions import Aspect, Exchange, rejected_answer
 from tasks.messages import (
     MESSAGES_TYPE,
     Messages,
@@ -68,12 +69,14 @@ def preferences(run: StageRun, cfg: PreferencesConfig, pairs: Source) -> None:
     Raises:
         ValueError: too many records without the three fields, or fewer than two pairs.
     """
-    python_jobs = [ShardJob((path,), run.scratch / "python" / path.name) for path in extract_entries(run, pairs.files)]
+    python_jobs = [
+        ShardJob((path,), run.scratch / "python" / path.name) for path in extract_exchanges(run, pairs.files)
+    ]
     file_jobs = [
         ShardJob((write_listing(run, group), *(f.path for f in group)), run.scratch / f"{group_name(group)}.parquet")
         for group in group_files([file for file in pairs.files if not is_python(file)], GROUP_BYTES)
     ]
-    map_shards(run, compare_answers, python_jobs, cfg)
+    map_shards(run, make_preferences, python_jobs, cfg)
     map_shards(run, read_preferences, file_jobs, cfg)
     shards = [job.output for job in [*python_jobs, *file_jobs]]
     errors = [error for shard in shards for error in read_errors(shard)]
@@ -93,19 +96,19 @@ def preferences(run: StageRun, cfg: PreferencesConfig, pairs: Source) -> None:
     write_errors(run, errors)
 
 
-def compare_answers(inputs: tuple[Path, ...], output: Path, cfg: PreferencesConfig) -> Mapping[str, float]:
-    """Shard function: documented Python objects -> questions with a true and a worse answer."""
+def make_preferences(inputs: tuple[Path, ...], output: Path, cfg: PreferencesConfig) -> Mapping[str, float]:
+    """Shard function: exchanges about Python objects -> questions with a true and a worse answer."""
     rows = []
     siblings: dict[Aspect, Exchange] = {}
-    for entry in (entry for found in read_entry_files(inputs[0]) for entry in found.entries):
-        for exchange in exchanges(entry):
+    for object_name, found in read_exchanges(inputs[0]):
+        for exchange in found:
             if exchange.aspect not in _ASPECTS:
                 continue
             worse = rejected_answer(exchange, siblings.get(exchange.aspect))
             siblings[exchange.aspect] = exchange
             prompt = [{"role": "user", "content": exchange.question}]
             answers = [[{"role": "assistant", "content": text}] for text in (exchange.answer, worse)]
-            rows.append(_row(prompt, answers[0], answers[1], entry.name.split(".")[0], entry.name))
+            rows.append(_row(prompt, answers[0], answers[1], object_name.split(".")[0], object_name))
     write_rows(rows, [], _SHARD_SCHEMA, output)
     return {"pairs": float(len(rows))}
 

@@ -31,9 +31,10 @@ SKIPPED_FOLDERS = frozenset(
 )  # fmt: skip
 SKIPPED_PATHS = frozenset(
     (
-        "mlflow/store/db_migrations", "numpy/testing", "pandas/_testing", "python/distutils", "sqlalchemy/testing",
-        "torch/_dynamo", "torch/_functorch", "torch/_inductor", "torch/ao", "torch/distributed", "torch/fx",
-        "torch/onnx", "torch/testing", "transformers/models",
+        "mlflow/protos", "mlflow/store/db_migrations", "numpy/distutils", "numpy/f2py", "numpy/testing",
+        "pandas/_testing", "python/distutils", "sqlalchemy/testing", "torch/_dynamo", "torch/_functorch",
+        "torch/_inductor", "torch/ao", "torch/distributed", "torch/fx", "torch/onnx", "torch/sparse", "torch/testing",
+        "transformers/models",
     )
 )  # fmt: skip
 """Of the embedded corpus: much source and little prose for users, or hundreds of near-copies."""
