@@ -19,7 +19,7 @@ from tasks.track.connection import Connection
 
 # The labels of the stage calls whose artifacts are models, and the alias of each.
 ALIASES = {"pretrain": "base", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
-EXAMPLE = {"messages": [{"role": "user", "content": "What does os.path.join do?"}]}
+EXAMPLE = [{"messages": [{"role": "user", "content": "What does os.path.join do?"}]}]
 _MESSAGE = Object([Property("role", DataType.string), Property("content", DataType.string)])
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(Array(_MESSAGE), "messages")]),

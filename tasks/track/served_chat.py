@@ -1,19 +1,18 @@
 """The chat model as MLflow loads and serves it: models-from-code, so that nothing pickled is ever read."""
 
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlflow.models
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.types.type_hints import TypeFromExample
 
-# MLflow reads the type hint of `model_input` as a schema and warns where there is none; our signature is explicit.
-warnings.filterwarnings("ignore", message=".*Add type hints to the `predict` method")
+SETTINGS = {"temperature": 0.0, "max_tokens": 200}
 
 
 class ServedChat(PythonModel):
-    """Answers `{"messages": [{"role": "user", "content": ...}]}`, one text per conversation."""
+    """`predict([{"messages": [{"role": "user", "content": "..."}]}])` -> one answer per conversation."""
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights."""
@@ -21,21 +20,25 @@ class ServedChat(PythonModel):
 
         self._model = ChatModel.load(Path(context.artifacts["model"]))
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-        """The answers. `model_input` is a data frame with a column `messages`, one conversation a row."""
-        return ["".join(self._answer(messages, params)) for messages in model_input["messages"]]
+    def predict(
+        self, context: PythonModelContext, model_input: TypeFromExample, params: dict[str, Any] | None = None
+    ) -> list[str]:
+        """The answers; `params` may hold `temperature` (0 takes the likeliest token) and `max_tokens`."""
+        conversations: Any = model_input  # MLflow hands over what looks like the example: a list of dicts
+        return ["".join(self._answer(conversation, params or {})) for conversation in conversations]
 
-    def predict_stream(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+    def predict_stream(
+        self, context: PythonModelContext, model_input: TypeFromExample, params: dict[str, Any] | None = None
+    ) -> Iterator[str]:
         """The answer to the first conversation, piece by piece."""
-        yield from self._answer(model_input["messages"][0], params)
+        conversations: Any = model_input
+        yield from self._answer(conversations[0], params or {})
 
-    def _answer(self, messages: Any, params: Mapping[str, Any] | None) -> Iterator[str]:
-        settings = dict(params or {})
-        conversation = [{"role": str(m["role"]), "content": str(m["content"])} for m in messages]
+    def _answer(self, conversation: Any, params: dict[str, Any]) -> Iterator[str]:
+        settings = {**SETTINGS, **params}
+        messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in conversation["messages"]]
         yield from self._model.stream(
-            conversation,
-            temperature=float(settings.get("temperature", 0.0)),
-            max_tokens=int(settings.get("max_tokens", 200)),
+            messages, temperature=float(settings["temperature"]), max_tokens=int(settings["max_tokens"])
         )
 
 
