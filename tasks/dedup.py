@@ -334,10 +334,10 @@ def _judge_new_shards(
         for shard in range(known, len(shards)):
             documents = _read_signed(signed[shard])
             judged = judge(documents, shard, shards, index.segments(shard), cfg)
-            index.commit(shard, judged.segment)
-            aside = index.verdict_path(shard).with_suffix(".aside")
+            aside = run.scratch / "verdicts.parquet"
             write_table(_attributes(shards[shard], documents, judged), aside)
-            aside.replace(index.verdict_path(shard))
+            index.keep_verdicts(shard, aside)
+            index.commit(shard, judged.segment)
             bar.advance(signed[shard].stat().st_size)
 
 
@@ -368,7 +368,8 @@ def dedup(run: StageRun, cfg: DedupConfig, documents: Artifact, filtered: Artifa
     parameters = index_parameters(cfg)
     keys = chain_keys(parameters, code_digest(__name__), digests)
     index = DedupIndex(run.store.home / "index" / "dedup", parameters, keys)
-    _judge_new_shards(run, cfg, index, shards, signed)
+    with run.store.lock("dedup", "index"):  # two runs may share a beginning, and merging removes what it merged
+        _judge_new_shards(run, cfg, index, shards, signed)
     totals = _publish(run, index, shards)
     run.metric("documents_in", sum(totals.values()) - totals[FILTERED])
     run.metric("documents_kept", totals[""])

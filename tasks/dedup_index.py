@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.identity import canonical_json
+from tasks.store import file_sha256, write_atomically
 
 FAN_IN = 8
 """Segments merged at a time: look-ups touch at most 7 segments a level, and a document is rewritten once a level."""
@@ -111,6 +112,17 @@ class DedupIndex:
         """Where the verdicts on a shard lie once they are known."""
         return self.root / f"{self.keys[shard]}.parquet"
 
+    def keep_verdicts(self, shard: int, written: Path) -> None:
+        """Take a file of verdicts over; its digest is written last and makes it valid."""
+        written.replace(self.verdict_path(shard))
+        digest = file_sha256(self.verdict_path(shard)).encode()
+        write_atomically(self.verdict_path(shard).with_suffix(".sha256"), digest)
+
+    def _has_verdicts(self, shard: int) -> bool:
+        path = self.verdict_path(shard)
+        digest = path.with_suffix(".sha256")
+        return path.exists() and digest.exists() and digest.read_text() == file_sha256(path)
+
     def segment_path(self, first: int, end: int) -> Path:
         """The folder of the segment of shards [first, end)."""
         return self.root / f"{self.keys[end - 1]}-{end - first}"
@@ -118,7 +130,7 @@ class DedupIndex:
     def resumable(self) -> int:
         """How many shards from the beginning are judged already, with the index as of then intact."""
         known = 0
-        while known < len(self.keys) and self.verdict_path(known).exists():
+        while known < len(self.keys) and self._has_verdicts(known):
             known += 1
         while known and not all((self.segment_path(*span) / "header.json").exists() for span in spans_of(known)):
             known -= 1

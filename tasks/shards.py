@@ -85,6 +85,7 @@ def _intact(memo: Path) -> bool:
 
 def _deliver(memo: Path, output: Path) -> Counts:
     output.parent.mkdir(parents=True, exist_ok=True)
+    output.unlink(missing_ok=True)  # scratch may hold one from before a crash
     try:
         os.link(memo / "data", output)  # one copy on disk, and a count of links that tells gc who still needs it
     except OSError:

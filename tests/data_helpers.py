@@ -36,7 +36,8 @@ def keep_all(folder: Path, documents: Artifact) -> Artifact:
 
     for shard in sorted((documents.path / "shards").glob("*.parquet")):
         ids = pq.read_table(shard, columns=["doc_id"])["doc_id"]
-        table = pa.table({"doc_id": ids, "keep": [True] * len(ids), "reason": [""] * len(ids)})
+        schema = pa.schema([("doc_id", pa.string()), ("keep", pa.bool_()), ("reason", pa.string())])
+        table = pa.table([ids, [True] * len(ids), [""] * len(ids)], schema=schema)
         write_table(table, folder / "attributes" / shard.name)
     return Artifact(digest_directory(folder)[0], folder)
 

@@ -1,0 +1,334 @@
+"""Dedup: verified witnesses, the same verdicts however the documents arrive, an index that refuses other parameters."""
+
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from datasketch import MinHash, MinHashLSH
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from model import keep_first as kernels
+from model.minhash import band_keys, jaccard, shingle_hash32, signatures
+from model.words import shingles
+from tasks.dedup import DedupConfig, dedup, index_parameters, read_rows
+from tasks.dedup_index import (
+    FAN_IN,
+    DedupIndex,
+    Segment,
+    find,
+    find_exact,
+    locate,
+    merge,
+    open_segment,
+    rank_in_run,
+    spans_of,
+    write_segment,
+)
+from tasks.documents import attribute_shards, document_shards
+from tasks.execution import Execution
+from tasks.stage import Artifact, Outcome, obtain
+from tests.data_helpers import keep_all, make_documents, words
+
+Shards = Mapping[str, Sequence[str]]
+
+
+def run(
+    folder: Path, shards: Shards, cfg: DedupConfig | None = None, home: Path | None = None, workers: int = 1
+) -> Outcome:
+    documents = make_documents(folder / "documents", shards)
+    filtered = keep_all(folder / "filtered", documents)
+    return run_on(documents, filtered, cfg or DedupConfig(), home or folder / "home", workers)
+
+
+def run_on(documents: Artifact, filtered: Artifact, cfg: DedupConfig, home: Path, workers: int = 1) -> Outcome:
+    return obtain(dedup, cfg, {"documents": documents, "filtered": filtered}, Execution(home=home, workers=workers))
+
+
+def reasons(outcome: Outcome) -> list[str]:
+    return [r for shard in attribute_shards(outcome.artifact) for r in pq.read_table(shard)["reason"].to_pylist()]
+
+
+def pairs(outcome: Outcome) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = pq.read_table(outcome.artifact.path / "pairs.parquet").to_pylist()
+    return found
+
+
+def edited(text: str, seed: int, share: float) -> str:
+    """The text with this share of its words changed."""
+    rng = random.Random(seed)
+    return " ".join("changed" if rng.random() < share else word for word in text.split())
+
+
+def corpus(size: int, seed: int) -> list[str]:
+    """Random texts, near and exact copies of earlier ones and chains of copies among them."""
+    rng = random.Random(seed)
+    texts: list[str] = []
+    for number in range(size):
+        if texts and rng.random() < 0.5:
+            texts.append(edited(rng.choice(texts), number, rng.choice([0, 0, 0.01, 0.02, 0.05, 0.1])))
+        else:
+            texts.append(words(seed * 10_000 + number, rng.choice([3, 40, 150])))
+    return texts
+
+
+def reference_verdicts(texts: Sequence[str], cfg: DedupConfig) -> list[tuple[str, int, float]]:
+    """Keep-first by the book: (reason, number of the witness, similarity) of each text."""
+    column = pa.array(texts, pa.large_string())
+    hashed = shingles(column, cfg.shingle_words)
+    keys = band_keys(signatures(column, cfg.shingle_words, cfg.bands * cfg.rows, cfg.seed), cfg.bands, cfg.rows)
+    buckets: dict[tuple[int, int], list[int]] = {}
+    seen: dict[str, int] = {}
+    verdicts: list[tuple[str, int, float]] = []
+    for number, text in enumerate(texts):
+        normal = " ".join(text.lower().split())
+        if normal in seen:
+            verdicts.append(("exact_duplicate", seen[normal], 1.0))
+            continue
+        mine = [(band, int(keys[band, number])) for band in range(cfg.bands)] if len(hashed[number]) else []
+        candidates = sorted({other for bucket in mine for other in buckets.get(bucket, [])[: cfg.bucket_size]})
+        for other in candidates:
+            value = _similarity(hashed[number], hashed[other], cfg)
+            if value >= cfg.threshold:
+                verdicts.append(("near_duplicate", other, value))
+                break
+        else:
+            verdicts.append(("", -1, 0.0))
+            seen[normal] = number
+            for bucket in mine:
+                buckets.setdefault(bucket, []).append(number)
+    return verdicts
+
+
+def _similarity(later: np.ndarray, earlier: np.ndarray, cfg: DedupConfig) -> float:
+    if cfg.similarity == "jaccard":
+        return jaccard(later, earlier)
+    return float(np.isin(np.unique(later), earlier).mean())
+
+
+@pytest.mark.parametrize("similarity", ["jaccard", "containment"])
+@pytest.mark.parametrize("bucket_size", [1, 8])
+def test_verdicts_are_keep_first_by_the_book(tmp_path: Path, similarity: str, bucket_size: int) -> None:
+    texts = corpus(160, seed=3)
+    cfg = DedupConfig(similarity=similarity, bucket_size=bucket_size, threshold=0.7)
+    outcome = run(tmp_path, {"a": texts[:70], "b": texts[70:71], "c": [], "d": texts[71:]}, cfg)
+    expected = reference_verdicts(texts, cfg)
+    assert {reason for reason, _, _ in expected} == {"", "exact_duplicate", "near_duplicate"}
+    assert reasons(outcome) == [reason for reason, _, _ in expected]
+    ids = [
+        i
+        for shard in document_shards(Artifact("", tmp_path / "documents"))
+        for i in pq.read_table(shard)["doc_id"].to_pylist()
+    ]
+    dropped = [(ids[n], ids[other], value) for n, (_, other, value) in enumerate(expected) if other >= 0]
+    found = [(pair["dropped"], pair["kept"], pair["similarity"]) for pair in pairs(outcome)]
+    assert found == [(a, b, pytest.approx(c)) for a, b, c in dropped]
+
+
+def test_the_kept_set_is_that_of_datasketch(tmp_path: Path) -> None:
+    """With one document a bucket enough and no verification asked, keep-first is what MinHashLSH.query gives."""
+    texts = [words(n, 60) for n in range(30)]
+    texts += [edited(texts[n % 30], n, 0.004) for n in range(30, 60)]
+    column = pa.array(texts, pa.large_string())
+    lsh, kept = MinHashLSH(num_perm=112, params=(14, 8)), []
+    for number, row in enumerate(shingles(column, 5)[i] for i in range(len(texts))):
+        sketch = MinHash(112, 1, hashfunc=lambda value: value)
+        sketch.update_batch(shingle_hash32(row).tolist())
+        if not lsh.query(sketch):
+            lsh.insert(number, sketch)
+            kept.append(number)
+    outcome = run(tmp_path, {"a": texts}, DedupConfig(threshold=0.01))
+    assert [n for n, reason in enumerate(reasons(outcome)) if not reason] == kept
+
+
+def test_nothing_similar_nothing_dropped(tmp_path: Path) -> None:
+    outcome = run(tmp_path, {"a": [words(n, 50) for n in range(20)]})
+    assert reasons(outcome) == [""] * 20 and pairs(outcome) == []
+
+
+def test_exact_duplicates_ignore_case_and_blanks(tmp_path: Path) -> None:
+    outcome = run(tmp_path, {"a": ["One  two", "x"], "b": ["one\ntwo ", "", "  ", "one two!"]})
+    assert reasons(outcome) == ["", "", "exact_duplicate", "", "exact_duplicate", "near_duplicate"]
+    assert [pair["similarity"] for pair in pairs(outcome)] == [1.0, 1.0, 1.0]
+
+
+def test_documents_without_words_are_not_near_duplicates(tmp_path: Path) -> None:
+    assert reasons(run(tmp_path, {"a": ["!!!", "???", "..."]})) == ["", "", ""]
+
+
+def test_an_excerpt_is_found_by_containment_only(tmp_path: Path) -> None:
+    text = words(1, 200)
+    shards = {"a": [text, " ".join(text.split()[:140])]}
+    cfg = DedupConfig(threshold=0.95, bands=32, rows=4)
+    assert reasons(run(tmp_path / "j", shards, cfg)) == ["", ""]
+    contained = cfg.model_copy(update={"similarity": "containment"})
+    assert reasons(run(tmp_path / "c", shards, contained)) == ["", "near_duplicate"]
+
+
+def test_a_chain_of_similar_documents_is_not_swallowed(tmp_path: Path) -> None:
+    """b resembles a and c resembles b, but c does not resemble a: c stays, because b is not kept."""
+    base = words(5, 200).split()
+    a, b, c = (" ".join(base[: 200 - n] + [f"new{i}" for i in range(n)]) for n in (0, 22, 44))
+    outcome = run(tmp_path, {"a": [a, b, c]}, DedupConfig(threshold=0.75, bands=32, rows=4))
+    assert reasons(outcome) == ["", "near_duplicate", ""]
+
+
+def test_filtered_documents_take_no_part(tmp_path: Path) -> None:
+    text = words(1, 50)
+    documents = make_documents(tmp_path / "documents", {"a": [text, text, text]})
+    filtered = keep_all(tmp_path / "filtered", documents)
+    path = attribute_shards(filtered)[0]
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "keep", pa.array([False, True, True])), path)
+    outcome = run_on(documents, filtered, DedupConfig(), tmp_path / "home")
+    assert reasons(outcome) == ["filtered", "", "exact_duplicate"]
+    assert outcome.manifest.metrics["documents_in"] == 2
+    assert outcome.manifest.metrics["documents_kept"] == 1
+
+
+@pytest.mark.parametrize("cut", [[1], [3, 7], [8, 16], [1, 2, 9, 10, 17]])
+def test_increments_give_the_verdicts_of_one_run(tmp_path: Path, cut: list[int]) -> None:
+    shards = {f"{n:02d}": corpus(12, seed=1) if n % 5 == 0 else corpus(12, seed=n) for n in range(18)}
+    whole = run(tmp_path / "whole", shards)
+    for count in [*cut, 18]:
+        names = sorted(shards)[:count]
+        grown = run(tmp_path / f"grown{count}", {name: shards[name] for name in names}, home=tmp_path / "home")
+    assert grown.artifact.digest == whole.artifact.digest
+    assert whole.manifest.metrics["duplicates_near"] > 0
+
+
+def test_an_increment_judges_only_new_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {f"{n:02d}": corpus(5, seed=n) for n in range(10)}
+    run(tmp_path / "first", {name: shards[name] for name in sorted(shards)[:9]}, home=tmp_path / "home")
+    committed: list[int] = []
+    commit = DedupIndex.commit
+    monkeypatch.setattr(DedupIndex, "commit", lambda self, shard, s: (committed.append(shard), commit(self, shard, s)))
+    run(tmp_path / "second", shards, home=tmp_path / "home")
+    assert committed == [9]
+
+
+def test_a_change_in_the_middle_judges_again_from_there(tmp_path: Path) -> None:
+    shards = {f"{n:02d}": corpus(8, seed=n) for n in range(12)}
+    run(tmp_path / "first", shards, home=tmp_path / "home")
+    shards["10"] = corpus(8, seed=99)
+    changed = run(tmp_path / "second", shards, home=tmp_path / "home")
+    assert changed.artifact.digest == run(tmp_path / "fresh", shards).artifact.digest
+
+
+def test_a_crash_between_shards_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {f"{n:02d}": corpus(8, seed=n) for n in range(10)}
+    commit = DedupIndex.commit
+
+    def fail_at_nine(self: DedupIndex, shard: int, segment: Segment) -> None:
+        commit(self, shard, segment)
+        if shard == 8:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(DedupIndex, "commit", fail_at_nine)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a", shards, home=tmp_path / "home")
+    monkeypatch.setattr(DedupIndex, "commit", commit)
+    resumed = run(tmp_path / "a", shards, home=tmp_path / "home")
+    assert resumed.artifact.digest == run(tmp_path / "b", shards).artifact.digest
+
+
+def test_shards_and_workers_do_not_change_a_verdict(tmp_path: Path) -> None:
+    texts = corpus(120, seed=8)
+    one = run(tmp_path / "one", {"a": texts})
+    many = run(tmp_path / "many", {f"{n:03d}": texts[n : n + 7] for n in range(0, 120, 7)}, workers=2)
+    assert reasons(one) == reasons(many)
+    assert [pair["similarity"] for pair in pairs(one)] == [pair["similarity"] for pair in pairs(many)]
+
+
+def test_another_threshold_has_an_index_of_its_own(tmp_path: Path) -> None:
+    shards = {"a": corpus(60, seed=2)}
+    loose = run(tmp_path / "a", shards, DedupConfig(threshold=0.5), home=tmp_path / "home")
+    strict = run(tmp_path / "a", shards, DedupConfig(threshold=1), home=tmp_path / "home")
+    assert loose.manifest.metrics["documents_kept"] < strict.manifest.metrics["documents_kept"]
+
+
+def make_segment(keys: list[list[int]], shard: int = 0) -> Segment:
+    """A segment of documents that are in every band, with these keys. (bands, documents)"""
+    matrix = np.array(keys, np.uint64)
+    bands, count = matrix.shape
+    order = np.argsort(matrix, axis=1, kind="stable")
+    exact = np.stack([np.arange(count), np.arange(count) + shard], axis=1).astype(np.uint64)
+    return Segment(
+        keys=np.take_along_axis(matrix, order, axis=1).reshape(-1),
+        places=order.astype(np.uint32).reshape(-1),
+        starts=np.arange(0, bands * count + 1, count).astype(np.int64),
+        exact=exact,
+        exact_places=np.arange(count, dtype=np.uint32),
+        sketches=np.full((count, 4), shard, np.uint8),
+        documents=np.stack([np.full(count, shard), np.arange(count)], axis=1).astype(np.uint32),
+    )
+
+
+def test_an_index_of_other_parameters_is_refused_with_both_values(tmp_path: Path) -> None:
+    ours = index_parameters(DedupConfig())
+    write_segment(tmp_path / "segment", make_segment([[1, 2]]), index_parameters(DedupConfig(seed=7)))
+    with pytest.raises(ValueError, match=r"seed = 7, this run has 1"):
+        open_segment(tmp_path / "segment", ours)
+
+
+def test_a_segment_survives_storage_and_a_second_writer(tmp_path: Path) -> None:
+    parameters, segment = index_parameters(DedupConfig()), make_segment([[3, 1, 2], [5, 5, 4]])
+    for _ in range(2):
+        write_segment(tmp_path / "segment", segment, parameters)
+    found = open_segment(tmp_path / "segment", parameters)
+    assert all(np.array_equal(getattr(found, name), getattr(segment, name)) for name in Segment.__dataclass_fields__)
+    assert [path.name for path in tmp_path.iterdir()] == ["segment"]
+
+
+KEYS = st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(st.lists(KEYS, min_size=1, max_size=4), KEYS, st.integers(1, 3))
+def test_a_merged_index_answers_as_its_parts(parts: list[list[list[int]]], asked: list[list[int]], cap: int) -> None:
+    segments = [make_segment(np.array(part).T.tolist(), shard) for shard, part in enumerate(parts)]
+    keys = np.array(asked, np.uint64).T.copy()
+    everyone = np.ones(len(asked), np.bool_)
+    apart, joined = find(segments, keys, everyone, cap), find([merge(segments, cap)], keys, everyone, cap)
+    assert np.array_equal(apart.rows, joined.rows)
+    assert np.array_equal(apart.filled, joined.filled)
+    assert np.array_equal(locate(segments, apart.documents), locate([merge(segments, cap)], joined.documents))
+    hashes = np.array([[n % 4, n % 7] for n in range(20)], np.uint64)
+    exact_apart, exact_joined = find_exact(segments, hashes), find_exact([merge(segments, cap)], hashes)
+    assert np.array_equal(exact_apart >= 0, exact_joined >= 0)
+    assert np.array_equal(
+        locate(segments, exact_apart[exact_apart >= 0]), locate([merge(segments, cap)], exact_joined[exact_joined >= 0])
+    )
+
+
+@given(st.lists(st.integers(0, 4)))
+def test_rank_in_run(values: list[int]) -> None:
+    ordered = sorted(values)
+    assert rank_in_run(np.array(ordered, np.uint64)).tolist() == [n - ordered.index(v) for n, v in enumerate(ordered)]
+
+
+@given(st.integers(0, 5000))
+def test_spans_cover_all_shards_with_few_segments(shards: int) -> None:
+    spans = spans_of(shards)
+    assert [shard for start, end in spans for shard in range(start, end)] == list(range(shards))
+    assert len(spans) <= (FAN_IN - 1) * 5
+    assert all((end - start) in (1, 8, 64, 512, 4096) and start % (end - start) == 0 for start, end in spans)
+
+
+def test_rows_are_read_in_the_asked_order(tmp_path: Path) -> None:
+    documents = make_documents(tmp_path, {"a": [f"a{n}" for n in range(30)], "b": ["b0", "b1"]})
+    places = np.array([[1, 1], [0, 29], [0, 3], [1, 0], [0, 4]], np.uint32)
+    assert read_rows(document_shards(documents), places)["text"].to_pylist() == ["b1", "a29", "a3", "b0", "a4"]
+
+
+def test_compiled_and_plain_keep_first_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shards = {"a": corpus(40, seed=11), "b": corpus(40, seed=11)[::-1]}
+    compiled = run(tmp_path / "compiled", shards)
+    for name in ("_judge", "similarity", "agreement", "_neighbours", "_enter"):
+        monkeypatch.setattr(kernels, name, getattr(kernels, name).py_func)
+    plain = run(tmp_path / "plain", shards)
+    assert plain.artifact.digest == compiled.artifact.digest
