@@ -1,5 +1,6 @@
 """Readers, one file per family of formats; here is which of them reads a file, told by the endings of its name."""
 
+import tarfile
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
@@ -29,7 +30,15 @@ READERS: dict[str, Reader] = {
     ".py": python.read_python,
     ".warc": warc.read_warc,
 }
-_UNREADABLE = (*compression.CLIPPED, UnicodeError, ValueError, pa.ArrowException, zipfile.BadZipFile, RuntimeError)
+_UNREADABLE = (
+    *compression.CLIPPED,
+    UnicodeError,
+    ValueError,
+    RuntimeError,
+    pa.ArrowException,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
 
 
 def endings(name: str) -> tuple[str, str]:
@@ -64,7 +73,7 @@ def read_file(path: Path, name: str, extractor: HtmlExtractor = "fast") -> Itera
                 last = item.place
                 yield item
         except _UNREADABLE as error:
-            yield Bad(f"after {last}" if last else "", f"cannot be read: {error}")
+            yield Bad(f"after {last}" if last else "", f"cannot be read: {type(error).__name__}: {error}")
 
 
 def read_member(stream: BinaryIO, name: str, extractor: HtmlExtractor) -> Iterator[Item]:

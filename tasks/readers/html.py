@@ -7,13 +7,12 @@ of the scrapinghub benchmark).
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from tasks.readers.records import Bad, HtmlExtractor, Item, Text
+from tasks.readers.records import HtmlExtractor, Item, Text
 
 
 def read_html(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
-    """The main content of the page in the stream."""
-    text = main_content(stream.read(), extractor)
-    yield Text("", text) if text else Bad("", "the page has no main content")
+    """The main content of the page in the stream; "" where the page has none."""
+    yield Text("", main_content(stream.read(), extractor))
 
 
 def main_content(page: bytes, extractor: HtmlExtractor, encoding: str = "") -> str:
@@ -24,7 +23,9 @@ def main_content(page: bytes, extractor: HtmlExtractor, encoding: str = "") -> s
     if extractor == "fast":
         from resiliparse.extract.html2text import extract_plain_text
 
-        return str(extract_plain_text(markup, main_content=True, alt_texts=False)).strip()
-    import trafilatura
+        text = str(extract_plain_text(markup, main_content=True, alt_texts=False))
+    else:
+        import trafilatura
 
-    return (trafilatura.extract(markup, fast=True) or "").strip()
+        text = trafilatura.extract(markup, fast=True) or ""
+    return text.replace("\u00a0", " ").strip()
