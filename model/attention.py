@@ -7,7 +7,6 @@ over the keys that a block can see, and a closed-form backward (2-3 times faster
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -20,7 +19,7 @@ from model.block_attention import block_attention, document_starts
 AttentionName = Literal["auto", "plain", "sdpa", "blocks", "flex"]
 AttentionKernel = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
-_selected: ContextVar[AttentionName] = ContextVar("attention", default="auto")
+_selected: AttentionName = "auto"  # a plain global: torch.compile can guard on it, not on a ContextVar
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None = None) -> Tensor:
@@ -30,7 +29,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None = Non
     queries are the last `queries` positions of the keys. A query sees keys up to its own position and, given
     document_ids (batch, keys), only those of its own document: a run of equal ids.
     """
-    name = _selected.get()
+    name = _selected
     if name == "auto":
         name = _choose(q, k, document_ids)
     return ATTENTION[name](q, k, v, document_ids)
@@ -39,11 +38,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None = Non
 @contextmanager
 def attention_kernel(name: AttentionName) -> Iterator[None]:
     """Use one kernel, whatever the device, inside the `with` block."""
-    token = _selected.set(name)
+    global _selected
+    before, _selected = _selected, name
     try:
         yield
     finally:
-        _selected.reset(token)
+        _selected = before
 
 
 def _choose(q: Tensor, k: Tensor, document_ids: Tensor | None) -> AttentionName:

@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal
@@ -23,18 +22,19 @@ from model.jit import COMPILED
 
 Fusion = Literal["auto", "off"]
 
-_selected: ContextVar[Fusion] = ContextVar("fusion", default="auto")
+_selected: Fusion = "auto"  # a plain global: torch.compile can guard on it, not on a ContextVar
 _SMALLEST_PART = 64  # rows; below this a thread costs more than it brings
 
 
 @contextmanager
 def fusion(choice: Fusion) -> Iterator[None]:
     """Switch the fused kernels `off`, or back to `auto`, inside the `with` block."""
-    token = _selected.set(choice)
+    global _selected
+    before, _selected = _selected, choice
     try:
         yield
     finally:
-        _selected.reset(token)
+        _selected = before
 
 
 def applies(x: Tensor, weight: Tensor) -> bool:
@@ -45,13 +45,13 @@ def applies(x: Tensor, weight: Tensor) -> bool:
         and weight.dtype == torch.float32
         and torch.is_autocast_enabled("cpu")
         and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and _selected.get() == "auto"
+        and _selected == "auto"
     )
 
 
 def compiled_for(x: Tensor) -> bool:
     """Whether the compiled kernels can work on the bits of `x`."""
-    return COMPILED and x.device.type == "cpu" and x.dtype == torch.bfloat16 and _selected.get() == "auto"
+    return COMPILED and x.device.type == "cpu" and x.dtype == torch.bfloat16 and _selected == "auto"
 
 
 def bits(x: Tensor) -> NDArray[Any]:

@@ -13,7 +13,7 @@ from model.shape import RopeScaling
 @lru_cache(maxsize=32)
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
     """Angle in radians per position for each pair of dimensions, on the CPU: (head_dim / 2,)."""
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
     frequencies = 1.0 / (theta**exponents)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
