@@ -67,8 +67,8 @@ def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner
     base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=bpe)
     chat = run(sft, recipe.sft, base=base, conversations=chats)
     aligned = run(dpo, recipe.dpo, policy=chat, preferences=pairs)
-    int8 = run(quantize, recipe.int8, label="int8", model=aligned, calibration=tokens)
-    fp4 = run(quantize, recipe.fp4, label="fp4", model=aligned, calibration=tokens)
+    int8 = run(quantize, recipe.int8, "int8", model=aligned, calibration=tokens)
+    fp4 = run(quantize, recipe.fp4, "fp4", model=aligned, calibration=tokens)
 
     models = {"base": base, "sft": chat, "dpo": aligned, "int8": int8, "fp4": fp4}
     references = {"base": base, "sft": chat, "dpo": chat, "int8": aligned, "fp4": aligned}
@@ -76,7 +76,7 @@ def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner
         name: run(
             evaluate,
             recipe.evaluate,
-            label=f"evaluate_{name}",
+            f"evaluate_{name}",
             model=model,
             tokens=tokens,
             preferences=pairs,

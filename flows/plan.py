@@ -18,6 +18,7 @@ from tasks.stage import C, Input, Outcome, Stage, lookup
 from tasks.store import Artifact, Manifest, Store
 
 _PENDING = "pending:"
+Status = Literal["cached", "run", "maybe"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class PlanRow:
     """One stage call. `maybe`: its input will be rebuilt, and if that yields the same bytes it is served."""
 
     label: str
-    status: Literal["cached", "run", "maybe"]
+    status: Status
     reason: str
     forecast: Forecast | None
 
@@ -39,22 +40,21 @@ class Planner:
         self._manifests = self.store.manifests()
         self._expected_bytes: dict[str, float] = {}
 
-    def __call__(self, stage: Stage[C], config: C, label: str = "", **inputs: Input) -> Artifact:
+    def __call__(self, stage: Stage[C], config: C, label: str = "", /, **inputs: Input) -> Artifact:
         """Say what would become of this call, and hand on its artifact or a pending one."""
         label = label or stage.name
-        if not any(value.digest.startswith(_PENDING) for value in inputs.values()):
+        if any(value.digest.startswith(_PENDING) for value in inputs.values()):
+            reason = self._difference(stage, config, label, inputs)
+            status: Status = "run" if reason else "maybe"
+            reason = reason or "its input may change"
+        else:
             found = lookup(self.store, stage, config, inputs)
             if isinstance(found, Outcome):
                 self.rows.append(PlanRow(label, "cached", found.note, None))
                 self._expected_bytes[found.artifact.digest] = float(found.manifest.size_bytes)
                 return found.artifact
-            reason, status = found or self._difference(stage, config, label, inputs), "run"
-        else:
-            reason = self._difference(stage, config, label, inputs)
-            status = "maybe" if not reason else "run"
-        self.rows.append(
-            PlanRow(label, status, reason or "its input may change", self._forecast(stage, config, inputs))
-        )  # type: ignore[arg-type]
+            status, reason = "run", found or self._difference(stage, config, label, inputs)
+        self.rows.append(PlanRow(label, status, reason, self._forecast(stage, config, inputs)))
         return self._pending(stage, label)
 
     def _pending(self, stage: Stage[Any], label: str) -> Artifact:

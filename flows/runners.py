@@ -34,7 +34,7 @@ class InProcess:
         self.tracker.begin(self.record)
         save_run(self.store, self.record)
 
-    def __call__(self, stage: Stage[C], config: C, label: str = "", **inputs: Input) -> Artifact:
+    def __call__(self, stage: Stage[C], config: C, label: str = "", /, **inputs: Input) -> Artifact:
         """Serve or build one stage call and write down what became of it."""
         label = label or stage.name
         console.print(f"[bold]{label}[/bold]")

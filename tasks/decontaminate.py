@@ -21,6 +21,7 @@ from tasks.shards import Counts, ShardJob, map_shards
 from tasks.stage import Artifact, StageConfig, StageRun, stage
 
 REMOVED_BEFORE, CONTAMINATED = "removed_before", "contaminated"
+MATCH_SCHEMA = pa.schema([("row", pa.int32()), ("ngram", pa.int64()), ("words", pa.string())])
 BENCHMARK_SCHEMA = pa.schema([("benchmark", pa.string()), ("item", pa.string()), ("text", pa.large_string())])
 OVERLAP_SCHEMA = pa.schema(
     [
@@ -103,8 +104,8 @@ def match_shard(inputs: tuple[Path, ...], output: Path, cfg: DecontaminateConfig
     documents = pq.read_table(inputs[1], columns=["doc_id", "text"]).filter(keep)
     rows = np.flatnonzero(keep.to_numpy())
     found = matches(as_texts(documents["text"]), texts, ngrams.hashes, ngrams.text_of, cfg.ngram_words)
-    table = pa.table({"row": rows[found.rows].astype(np.int32), "ngram": found.ngrams, "words": found.words})
-    write_table(table, output)
+    columns = {"row": rows[found.rows], "ngram": found.ngrams, "words": found.words}
+    write_table(pa.table(columns, schema=MATCH_SCHEMA), output)  # stated: no match at all would leave types open
     return {"documents": float(len(documents))}
 
 

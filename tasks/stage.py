@@ -103,7 +103,7 @@ def stage(
 class Runner(Protocol):
     """Who carries out the graph's stage calls: in-process, Prefect, or the plan that only looks."""
 
-    def __call__(self, stage: Stage[C], config: C, label: str = "", **inputs: Input) -> Artifact:
+    def __call__(self, stage: Stage[C], config: C, label: str = "", /, **inputs: Input) -> Artifact:
         """The artifact of this call, served or built. `label` names it where a stage is called more than once."""
 
 
