@@ -1,9 +1,14 @@
-"""Which decoder a model gets: torch with a cache, on any device; on a CPU the compiled engine where it can be had."""
+"""Which decoder a model gets: the compiled engine on a CPU, torch with a cache anywhere else."""
 
 from model.generate import Decoder, TorchDecoder
+from model.jit import COMPILED
 from model.transformer import Transformer
 
 
 def decoder_for(model: Transformer) -> Decoder:
     """The fastest decoder for the model where it lies."""
+    if COMPILED and model.model.norm.weight.device.type == "cpu":
+        from model.engine import Engine  # not at the top: it needs numba
+
+        return Engine(model)
     return TorchDecoder(model)

@@ -62,7 +62,7 @@ class TorchDecoder:
     @torch.inference_mode()
     def append(self, ids: Sequence[int]) -> Floats:
         """Read more tokens; the logits of the token after them: (vocab,)."""
-        _check_room(self, len(ids))
+        check_room(self, len(ids))
         past = len(self.tokens)
         self._reserve(past + len(ids))
         device = self._cache.device
@@ -92,7 +92,7 @@ class TorchDecoder:
         self._cache = F.pad(self._cache, (0, 0, 0, grown - capacity))
 
 
-def _check_room(decoder: Decoder, more: int) -> None:
+def check_room(decoder: Decoder, more: int) -> None:
     """Refuse to read past the context.
 
     Raises:
@@ -175,7 +175,7 @@ class Generation:
             raise ValueError("The prompt is empty: a model needs at least one token to go on from.")
         shared = _common_prefix(decoder.tokens, prompt[:-1])  # the last is read again: its logits are wanted
         decoder.truncate(shared)
-        _check_room(decoder, len(prompt) - shared)
+        check_room(decoder, len(prompt) - shared)
         sampler = Sampler(self.sampling)
         new = prompt[shared:]
         self.finish_reason = "length"

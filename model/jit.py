@@ -2,14 +2,20 @@
 
 import os
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_RELAXED = {"reassoc", "contract", "arcp", "nsz"}
+"""Float sums may be reordered, so that they vectorise; NaN and infinity keep their meaning."""
+
 try:
     import numba
+    from numba import extending
+    from numba.core.registry import cpu_target
 
     COMPILED: bool = os.environ.get("NUMBA_DISABLE_JIT", "0") != "1"
 except ImportError:
@@ -47,8 +53,7 @@ def fast_kernel(function: F) -> F:
     """
     if not COMPILED:
         return function
-    relaxed = {"reassoc", "contract", "arcp", "nsz"}
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=relaxed)(function))
+    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_RELAXED)(function))
 
 
 def _numba_type(name: str) -> Any:
@@ -62,3 +67,36 @@ def _numba_type(name: str) -> Any:
 
 def _dtype(code: str) -> Any:
     return np.dtype("bool" if code == "b1" else code)
+
+
+def overload(function: Callable[..., Any]) -> Callable[[F], F]:
+    """Inside kernels `function` stands for what the decorated chooser returns, given the types of the arguments."""
+
+    def decorate(choose: F) -> F:
+        if not COMPILED:
+            return choose
+        choose.__annotations__ = {}  # numba takes differing annotations for differing arguments
+
+        @wraps(choose)
+        def chosen(*argument_types: Any) -> Callable[..., Any]:
+            form: Callable[..., Any] = choose(*argument_types)
+            form.__annotations__ = {}
+            return form
+
+        options: Any = {"fastmath": _RELAXED, "error_model": "numpy", "nogil": True}
+        return cast(F, extending.overload(function, jit_options=options)(chosen))
+
+    return decorate
+
+
+def intrinsic(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A kernel's building block in LLVM's own language: `function(typing_context, *types)` -> (signature, codegen)."""
+    return extending.intrinsic(function) if COMPILED else function
+
+
+def cpu_features() -> frozenset[str]:
+    """What the compiler may use of this machine, e.g. "avx512f"; NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are heeded."""
+    if not COMPILED:
+        return frozenset()
+    features = str(cpu_target.target_context.codegen().magic_tuple()[2])
+    return frozenset(feature[1:] for feature in features.split(",") if feature.startswith("+"))

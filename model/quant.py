@@ -24,7 +24,9 @@ E2M1_LEVELS = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
 _MIDPOINTS = torch.tensor([0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0])
 
 _LARGEST_LEVEL = 6.0
-_SMALLEST_SCALE_BYTE = 0x08  # 2^-6, the smallest normal E4M3: the decoder turns the byte into fp32 by shifting bits
+SMALLEST_SCALE_BYTE = 0x08
+"""2^-6, the smallest normal E4M3: the engine turns the byte into fp32 by a shift and an addition."""
+
 _LARGEST_SCALE_BYTE = 0x7E  # 448
 _LARGEST_SCALE = 448.0
 # Of the E4M3 steps around the block's maximum / 6; beyond these the error only grows (measured on trained weights).
@@ -116,7 +118,7 @@ def search_scale_bytes(blocks: Tensor, global_scale: float, importance: Tensor) 
     best_error = torch.full(largest.shape, math.inf, device=blocks.device)
     best = nearest.to(torch.uint8)
     for step in _SCALE_STEPS:
-        candidate = (nearest + step).clamp(_SMALLEST_SCALE_BYTE, _LARGEST_SCALE_BYTE).to(torch.uint8)
+        candidate = (nearest + step).clamp(SMALLEST_SCALE_BYTE, _LARGEST_SCALE_BYTE).to(torch.uint8)
         scales = (decode_e4m3(candidate) * global_scale)[..., None]
         error = ((decode_e2m1(encode_e2m1(blocks / scales)) * scales - blocks).square() * importance).sum(-1)
         better = error < best_error
