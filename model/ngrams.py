@@ -26,7 +26,7 @@ _BITMAP_BITS = 24
 
 @dataclass(frozen=True)
 class Matches:
-    """Each n-gram found in a document, once a document: `words` is its text. Ordered by row, then n-gram."""
+    """Each n-gram found in a document, once a document: `words` is its text. In order of occurrence."""
 
     rows: NDArray[np.int64]
     ngrams: NDArray[np.int64]
@@ -52,7 +52,7 @@ def matches(
         text = texts.slice(row, 1)
         own = _ngrams_in_text(text[0].as_py(), words)
         hashed = shingles(text, words).values
-        for number in sorted(set(numbers[rows == row].tolist())):
+        for number in dict.fromkeys(numbers[rows == row].tolist()):
             source = int(source_of[number])
             if source not in known:
                 known[source] = set(_ngrams_in_text(sources[source].as_py(), words))

@@ -175,9 +175,11 @@ def _judge(
     doc_ids = pq.read_table(shard, columns=["doc_id"])["doc_id"]
     reason = np.where(kept_rows(shard, attributes).to_numpy(), "", REMOVED_BEFORE).astype(object)
     found = found.filter(pa.array(leaks[found["ngram"].to_numpy()]))
-    rows = found["row"].to_numpy()
+    rows, texts = found["row"].to_numpy(), ngrams.text_of[found["ngram"].to_numpy()]
+    order = np.lexsort([texts, rows])
+    found, rows, texts = found.take(order), rows[order], texts[order]
     reason[rows] = CONTAMINATED
-    item = pa.array(ngrams.text_of[found["ngram"].to_numpy()])
+    item = pa.array(texts)
     overlaps = pa.table(
         {
             "doc_id": doc_ids.take(rows),
