@@ -33,6 +33,25 @@ def narrow(value: np.float32) -> np.uint16:
 
 
 @fast_kernel
+def ordered(bits: np.uint16 | np.int32) -> np.int32:
+    """bf16 bits as an integer that sorts as they do, and back: an integer maximum vectorises, one of floats does not.
+
+    A positive NaN sorts above infinity, and so becomes the maximum of its row.
+    """
+    value = np.int32(np.int16(bits))
+    return np.int32(value ^ ((value >> np.int32(31)) & np.int32(0x7FFF)))
+
+
+@fast_kernel
+def highest_of(row: Bits) -> np.float32:
+    """The greatest of some bf16 values, at least one."""
+    best = ordered(row[0])
+    for j in range(len(row)):
+        best = max(best, ordered(row[j]))
+    return widen(np.uint16(ordered(best)))
+
+
+@fast_kernel
 def exp2(x: np.float32) -> np.float32:
     """2**x to 2e-7 relative for x <= 127, by a polynomial on [-0.5, 0.5] so that loops vectorise; NaN stays NaN."""
     x = F32(-126.0) if x < F32(-126.0) else x
@@ -254,10 +273,7 @@ def log_sum_exp(logits: Bits, labels: Ints, norms: Floats, found: Floats, start:
     width = logits.shape[1]
     for i in range(start, stop):
         row = logits[i]
-        highest = widen(row[0])
-        for j in range(width):
-            value = widen(row[j])
-            highest = value if value > highest else highest
+        highest = highest_of(row)
         total = F32(0.0)
         for j in range(width):
             total += exp2((widen(row[j]) - highest) * LOG2E)
@@ -294,10 +310,7 @@ def masked_softmax(scores: Bits, scale: float, begins: Ints, ends: Ints, heads: 
         begin, end = begins[b, t], ends[b, t]
         row = scores[i]
         seen = row[begin:end]
-        highest = widen(seen[0])
-        for j in range(len(seen)):
-            value = widen(seen[j])
-            highest = value if value > highest else highest
+        highest = highest_of(seen)
         total = F32(0.0)
         for j in range(len(seen)):
             total += exp2((widen(seen[j]) - highest) * factor)

@@ -1,5 +1,6 @@
 """Each fused kernel against the plain formula in fp32, for values and gradients, at the precision that bf16 allows."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -106,6 +107,16 @@ def test_split_heads(qk_norm: bool, positions_by_row: bool) -> None:
         return torch.cat((apply_rope(q, turn), apply_rope(k, turn), v), dim=2).transpose(1, 2)
 
     check(fast, plain, qkv, *norms)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_log_sum_exp_at_extremes(sign: float) -> None:
+    logits = torch.stack((torch.full((40,), -3e38), torch.linspace(-1e4, 1e4, 40), -torch.rand(40), torch.zeros(40)))
+    logits[3, 7] = sign * math.nan
+    norms, found = fused.log_sum_exp(logits.bfloat16(), torch.tensor([0, 39, 3, 2]))
+    torch.testing.assert_close(norms[:3], logits[:3].bfloat16().float().logsumexp(-1), rtol=1e-5, atol=1e-5)
+    assert norms[3].isnan()
+    assert float(found[1]) == float(logits[1, 39].bfloat16())
 
 
 def test_kernels_on_threads_give_the_same_bits() -> None:
