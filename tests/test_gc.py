@@ -1,0 +1,109 @@
+"""Garbage is what no kept run and no champion needs; what goes, goes manifest first, and what stays is a hit."""
+
+import json
+
+import pytest
+
+from flows.champion import Champion
+from flows.gc import collect, find_garbage
+from tasks.execution import Execution
+from tasks.runs import RunRecord, StageRecord, list_runs, save_run
+from tasks.stage import Outcome, obtain
+from tasks.store import Store
+from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
+
+
+def run_once(execution: Execution, number: int, limit: int) -> list[Outcome]:
+    """One pipeline run of count -> double, recorded."""
+    first = obtain(count, CountConfig(limit=limit), {}, execution)
+    second = obtain(double, DoubleConfig(), {"numbers": first.artifact}, execution)
+    stages = [
+        StageRecord(
+            label=o.label,
+            stage=o.manifest.stage,
+            key=o.manifest.key,
+            digest=o.manifest.digest,
+            status=o.status,
+            seconds=o.manifest.seconds,
+            note=o.note,
+        )
+        for o in (first, second)
+    ]
+    record = RunRecord(
+        run_id=f"run-{number}",
+        recipe={"name": "test"},
+        command="",
+        home=str(execution.home),
+        status="completed",
+        started=f"2026-01-0{number}T00:00:00+00:00",
+        stages=stages,
+    )
+    save_run(Store(execution.home), record)
+    return [first, second]
+
+
+def test_only_the_kept_run_and_its_inputs_stay(execution: Execution) -> None:
+    old = run_once(execution, 1, limit=3)
+    new = run_once(execution, 2, limit=5)
+    store = Store(execution.home)
+    garbage = find_garbage(store, keep_runs=1)
+    assert set(garbage.objects) == {o.artifact.digest for o in old}
+    assert garbage.runs == ["run-1"]
+    assert garbage.bytes > 0
+    collect(store, garbage)
+    assert {path.name for path in store.objects.iterdir()} == {o.artifact.digest for o in new}
+    assert [record.run_id for record in list_runs(store)] == ["run-2"]
+    assert run_again(execution, 5) == ["cached", "cached"]
+    assert run_again(execution, 3) == ["built", "built"]
+
+
+def run_again(execution: Execution, limit: int) -> list[str]:
+    first = obtain(count, CountConfig(limit=limit), {}, execution)
+    return [first.status, obtain(double, DoubleConfig(), {"numbers": first.artifact}, execution).status]
+
+
+def test_a_champion_outlives_its_run(execution: Execution) -> None:
+    old = run_once(execution, 1, limit=3)
+    run_once(execution, 2, limit=5)
+    store = Store(execution.home)
+    champion = Champion(
+        run_id="run-1",
+        promoted="2026-01-01T00:00:00+00:00",
+        models={"dpo": old[1].artifact.digest},
+        evaluation=old[1].artifact.digest,
+        predecessor_evaluation="",
+    )
+    (store.home / "champions").mkdir()
+    (store.home / "champions" / "test.json").write_text(champion.model_dump_json())
+    assert find_garbage(store, keep_runs=1).objects == []
+
+
+def test_what_is_being_built_is_left_alone(execution: Execution) -> None:
+    store = Store(execution.home)
+    scratch = store.scratch("count", "a" * 64)
+    (scratch / "checkpoint").write_text("x")
+    with store.lock("count", "a" * 64):
+        assert find_garbage(store, keep_runs=0).scratch == []
+    assert find_garbage(store, keep_runs=0).scratch == [scratch]
+
+
+def test_shard_results_go_with_the_last_artifact_that_holds_them(execution: Execution) -> None:
+    run_once(execution, 1, limit=3)
+    store = Store(execution.home)
+    assert find_garbage(store, keep_runs=1).memos == []
+    garbage = find_garbage(store, keep_runs=0)
+    assert len(garbage.memos) == 1
+    collect(store, garbage)
+    assert not list((store.home / "memo").glob("*/*"))
+    assert not list(store.keys.glob("*/*"))
+
+
+@pytest.mark.parametrize("keep", [0, 1, 5])
+def test_collecting_twice_finds_nothing_more(execution: Execution, keep: int) -> None:
+    run_once(execution, 1, limit=3)
+    run_once(execution, 2, limit=5)
+    store = Store(execution.home)
+    collect(store, find_garbage(store, keep))
+    again = find_garbage(store, keep)
+    assert (again.objects, again.manifests, again.memos, again.runs) == ([], [], [], [])
+    assert json.dumps(again.bytes) == "0"
