@@ -24,15 +24,13 @@ class ServedChat(PythonModel):
         self, context: PythonModelContext, model_input: TypeFromExample, params: dict[str, Any] | None = None
     ) -> list[str]:
         """The answers; `params` may hold `temperature` (0 takes the likeliest token) and `max_tokens`."""
-        conversations: Any = model_input  # MLflow hands over what looks like the example: a list of dicts
-        return ["".join(self._answer(conversation, params or {})) for conversation in conversations]
+        return ["".join(self._answer(conversation, params or {})) for conversation in _conversations(model_input)]
 
     def predict_stream(
         self, context: PythonModelContext, model_input: TypeFromExample, params: dict[str, Any] | None = None
     ) -> Iterator[str]:
         """The answer to the first conversation, piece by piece."""
-        conversations: Any = model_input
-        yield from self._answer(conversations[0], params or {})
+        yield from self._answer(_conversations(model_input)[0], params or {})
 
     def _answer(self, conversation: Any, params: dict[str, Any]) -> Iterator[str]:
         settings = {**SETTINGS, **params}
@@ -40,6 +38,11 @@ class ServedChat(PythonModel):
         yield from self._model.stream(
             messages, temperature=float(settings["temperature"]), max_tokens=int(settings["max_tokens"])
         )
+
+
+def _conversations(model_input: Any) -> list[dict[str, Any]]:
+    """MLflow hands over a list of dicts, as in the example, or, when streaming, a data frame of the same."""
+    return list(model_input if isinstance(model_input, list) else model_input.to_dict(orient="records"))
 
 
 mlflow.models.set_model(ServedChat())
