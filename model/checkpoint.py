@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ class Checkpoints:
             try:
                 # Mapped, so that tensors are read when they are copied, not twice.
                 state: dict[str, Any] = torch.load(self._path(step), map_location="cpu", weights_only=True, mmap=True)
-            except (RuntimeError, EOFError, OSError):
+            except (RuntimeError, EOFError, OSError, pickle.UnpicklingError):
                 continue
             return state
         return None

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin
-from accelerate.state import PartialState
+from accelerate.state import AcceleratorState, PartialState
 from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
@@ -124,6 +124,8 @@ class Accelerated:
         on_cpu = choose_device(placement.device).type == "cpu"
         sharded = placement.strategy == "fsdp2" and placement.processes > 1
         plugin = _fsdp2_plugin(precision) if sharded else None
+        # Accelerate keeps its settings for the life of a process, but each stage has its own.
+        AcceleratorState._reset_state(reset_partial_state=True)
         self.accelerator = Accelerator(cpu=on_cpu, mixed_precision=mixed_precision, fsdp_plugin=plugin)
         if plugin is not None and on_cpu:
             _insist_on_fsdp2(self.accelerator, plugin)

@@ -90,6 +90,7 @@ class _Progress:
     step: int = 0
     losses: list[float] = field(default_factory=list)
     averaged: int = 0
+    values: dict[str, float] = field(default_factory=dict)  # of the last step; logged after the checkpoint is safe
 
 
 class Trainer:
@@ -112,6 +113,7 @@ class Trainer:
         self._micro_items = max(1, micro_batch_tokens // batches.item_tokens)
         self._progress = _Progress()
         self._average: dict[str, Tensor] = {}
+        self._figures: dict[str, float] = {}
         self._divergences = checkpoints.divergences()
 
     def run(self) -> dict[str, float]:
@@ -122,27 +124,35 @@ class Trainer:
         """
         self._check_division()
         self._restore()
-        settings = self._settings
-        while self._progress.step < settings.steps:
-            step = self._progress.step
-            values = {} if step in self._skipped else self._take_step(step)
+        settings, progress = self._settings, self._progress
+        if progress.step:
+            self._reporter.say(f"going on from step {progress.step} of {settings.steps}")
+        while progress.step < settings.steps:
+            values = {} if progress.step in self._skipped else self._take_step(progress.step)
             if values is None:
+                self._restore()
                 continue
-            self._progress.step = step + 1
+            progress.step += 1
+            progress.values = values
             self._average_weights()
-            due = settings.checkpoint_every and self._progress.step % settings.checkpoint_every == 0
-            if due and self._progress.step < settings.steps:
-                self._save()
-            if settings.evaluate_every and (step + 1) % settings.evaluate_every == 0 and step + 1 < settings.steps:
-                values |= self.evaluate()
-            if values:
-                self._reporter.log(step + 1, values)
-        self._save()  # before the last evaluation, which may take long
-        if self._progress.averaged:
-            self._restore()
-        final = self.evaluate()
-        self._reporter.log(settings.steps, final)
-        return final
+            ended = progress.step == settings.steps
+            if ended or progress.step % settings.checkpoint_every == 0:
+                self._save()  # before the evaluation, which may take long
+            if ended and progress.averaged:
+                self._restore()
+            else:
+                self._report()
+        return self._figures
+
+    def _report(self) -> None:
+        """Log the step that was just made, with its validation where one is due."""
+        step, every = self._progress.step, self._settings.evaluate_every
+        values = dict(self._progress.values)
+        if step == self._settings.steps or (every and step % every == 0):
+            self._figures = self.evaluate()
+            values |= self._figures
+        if values:
+            self._reporter.log(step, values)
 
     @property
     def _skipped(self) -> set[int]:
@@ -244,22 +254,22 @@ class Trainer:
         self._reporter.say(
             f"step {divergence.step + 1} diverged: {seen}; back to step {divergence.checkpoint_step}, without its batch"
         )
-        self._restore()
 
     def _restore(self) -> None:
         """Go back to the last checkpoint; before the first, what there is becomes it."""
-        state = self._checkpoints.load()
+        progress, state = self._progress, self._checkpoints.load()
         if state is None:
             self._save()
             self._reporter.rewind(0)
             return
         self._parallel.load(state)
-        self._progress = _Progress(state["step"], list(state["losses"]), state["averaged"])
+        progress.step, progress.losses = state["step"], list(state["losses"])
+        progress.averaged, progress.values = state["averaged"], dict(state["values"])
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
-        self._reporter.rewind(self._progress.step)
-        if self._progress.step:
-            self._reporter.say(f"going on from step {self._progress.step} of {self._settings.steps}")
-        self._reporter.advance(self._progress.step, 0)
+        self._reporter.rewind(progress.step - 1)
+        self._reporter.advance(progress.step, 0)
+        if progress.step:
+            self._report()
 
     def _save(self) -> None:
         state: dict[str, Any] = self._parallel.state()
@@ -267,7 +277,8 @@ class Trainer:
         if self._parallel.rank == 0:
             if progress.averaged and progress.step == self._settings.steps:
                 state["model"] = self._average
-            state |= {"step": progress.step, "losses": progress.losses, "averaged": progress.averaged}
-            self._checkpoints.save(progress.step, {**state, "average": self._average})
+            state |= {"step": progress.step, "losses": progress.losses, "values": progress.values}
+            state |= {"averaged": progress.averaged, "average": self._average}
+            self._checkpoints.save(progress.step, state)
         if self._parallel.world > 1:
             dist.barrier()

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -177,7 +178,8 @@ def _relay(run: TrainingRun, scratch: Path, children: subprocess.Popen[bytes]) -
         raise ValueError(relay.refusal)
     if children.returncode != 0 or not relay.done:
         lines = (scratch / "launch.log").read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        raise RuntimeError(f"Training processes ended with code {children.returncode}:\n" + "\n".join(lines))
+        cause = relay.crash or "\n".join(lines)
+        raise RuntimeError(f"Training processes ended with code {children.returncode}:\n{cause}")
 
 
 class EventReader:
@@ -206,6 +208,7 @@ class _Relay:
         self._open: AbstractContextManager[Bar] | None = None
         self._bar: Bar | None = None
         self.refusal = ""
+        self.crash = ""
         self.done = False
 
     def take(self, event: dict[str, Any]) -> None:
@@ -220,6 +223,8 @@ class _Relay:
             getattr(self._bar, kind)(*values)
         elif kind == "refused":
             self.refusal = self.refusal or values[0]
+        elif kind == "crashed":
+            self.crash = self.crash or values[0]
         elif kind == "done":
             self.done = True
 
@@ -295,6 +300,9 @@ def run_child(spec_path: Path) -> None:
         job(run, config_class.model_validate(spec.config), spec.inputs)
     except ValueError as error:
         run.send("refused", str(error))
+        raise
+    except Exception:
+        run.send("crashed", traceback.format_exc())
         raise
     if int(os.environ.get("RANK", "0")) == 0:
         run.send("done")

@@ -1,0 +1,255 @@
+"""Pretraining as a stage: a model that others load, the same after a kill and on any number of processes."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tasks.execution import Execution
+from tasks.pretrain import PretrainConfig, pretrain, step_plan, text_batches
+from tasks.stage import Artifact, Outcome, curve_path, obtain
+from tasks.store import Store
+from tests.training_helpers import VOCAB_SIZE, make_tokenizer, make_tokens, tiny_pretrain
+
+Inputs = dict[str, Artifact]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    folder = tmp_path_factory.mktemp("inputs")
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    return {"tokens": make_tokens(folder / "tokens", tokenizer), "tokenizer": tokenizer}
+
+
+def curve(outcome: Outcome, execution: Execution) -> list[dict[str, float]]:
+    """The curve without its timings."""
+    path = curve_path(Store(execution.home), outcome.manifest.stage, outcome.manifest.key)
+    points = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{k: v for k, v in point.items() if k != "tokens_per_s"} for point in points]
+
+
+def test_a_model_that_transformers_loads(inputs: Inputs, execution: Execution) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    outcome = obtain(pretrain, tiny_pretrain(), inputs, execution)
+    folder = outcome.artifact.path
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.model_type == "qwen3" and len(tokenizer) == VOCAB_SIZE
+    contract = json.loads((folder / "contract.json").read_bytes())
+    assert contract["context_length"] == 64
+
+    metrics = outcome.manifest.metrics
+    assert metrics["steps"] == 12 and metrics["train_tokens"] == 12 * 512
+    assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
+    assert metrics["val_perplexity"] == pytest.approx(math.exp(metrics["val_loss"]))
+    points = curve(outcome, execution)
+    assert points[-1]["val_loss"] == metrics["val_loss"] < math.log(VOCAB_SIZE)
+    assert {"step", "loss", "bits_per_byte", "learning_rate", "grad_norm"} <= set(points[0])
+
+
+def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution: Execution) -> None:
+    """The same windows, document borders left open, through another implementation."""
+    from transformers import AutoModelForCausalLM
+
+    cfg = tiny_pretrain(steps=6, precision="fp32", document_attention=False, validation_tokens=10**9)
+    outcome = obtain(pretrain, cfg, inputs, execution)
+    stream = np.fromfile(inputs["tokens"].path / "validation.bin", dtype="<u2").astype(np.int64)
+    windows = (len(stream) - 1) // 64
+    rows = torch.from_numpy(np.stack([stream[i * 64 : i * 64 + 65] for i in range(windows)]))
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(outcome.artifact.path)(rows[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item()
+    assert outcome.manifest.metrics["val_loss"] == pytest.approx(loss, rel=1e-5)
+    from transformers import AutoTokenizer
+
+    labels = rows[:, 1:].flatten().tolist()
+    tokenizer = AutoTokenizer.from_pretrained(outcome.artifact.path)
+    sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(range(VOCAB_SIZE - 4))] + [0] * 4
+    bits = loss * len(labels) / math.log(2) / sum(sizes[token] for token in labels)
+    assert outcome.manifest.metrics["val_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [128, 16384])
+def test_the_same_bits_twice(inputs: Inputs, tmp_path: Path, micro_batch_tokens: int) -> None:
+    digests = set()
+    for threads in (1, 2):
+        execution = Execution(home=tmp_path / str(threads), threads=threads, micro_batch_tokens=micro_batch_tokens)
+        digests.add(obtain(pretrain, tiny_pretrain(steps=6), inputs, execution).artifact.digest)
+    assert len(digests) == 1
+
+
+KILLED = """
+    import sys
+    from pathlib import Path
+    from tasks.execution import Execution
+    from tasks.pretrain import pretrain
+    from tasks.stage import Artifact, obtain
+    from tests.training_helpers import tiny_pretrain
+    home, processes, *rest = sys.argv[1:]
+    inputs = {n: Artifact(d, Path(p)) for n, d, p in zip(rest[::3], rest[1::3], rest[2::3])}
+    execution = Execution(home=Path(home), threads=1, processes=int(processes))
+    obtain(pretrain, tiny_pretrain(steps=40, evaluate_every=10), inputs, execution)
+"""
+
+
+def start(inputs: Inputs, home: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+    root = Path(__file__).parent.parent
+    rest = [word for name, artifact in inputs.items() for word in (name, artifact.digest, str(artifact.path))]
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(home), str(processes), *rest]
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+
+
+def kill_after_checkpoint(process: subprocess.Popen[bytes], home: Path, step: int) -> None:
+    """kill -9 once the checkpoint before `step`, or a later one, is there."""
+    deadline = time.monotonic() + 120
+    while True:
+        steps = [int(p.stem.removeprefix("step")) for p in home.glob("scratch/**/checkpoints/step*.pt")]
+        if max(steps, default=-1) >= step:
+            break
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def full_curve(home: Path) -> list[dict[str, Any]]:
+    (path,) = home.glob("keys/pretrain/*.curve.jsonl")
+    return [{k: v for k, v in json.loads(p).items() if k != "tokens_per_s"} for p in path.read_text().splitlines()]
+
+
+def finish(inputs: Inputs, home: Path) -> str:
+    """Run in this process to the end, from where a killed one stopped; the model's digest."""
+    execution = Execution(home=home, threads=1)
+    return obtain(pretrain, tiny_pretrain(steps=40, evaluate_every=10), inputs, execution).artifact.digest
+
+
+def test_kill_and_go_on(inputs: Inputs, tmp_path: Path) -> None:
+    process = start(inputs, tmp_path / "cut")
+    whole = finish(inputs, tmp_path / "whole")
+    kill_after_checkpoint(process, tmp_path / "cut", 20)
+    assert not list((tmp_path / "cut").glob("keys/pretrain/*.json"))
+    assert finish(inputs, tmp_path / "cut") == whole
+    assert full_curve(tmp_path / "cut") == full_curve(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path) -> None:
+    """Checkpoints reshard, and the curve stays the same but for rounding."""
+    finish(inputs, tmp_path / "whole")
+    kill_after_checkpoint(start(inputs, tmp_path / "cut", 1), tmp_path / "cut", 8)
+    kill_after_checkpoint(start(inputs, tmp_path / "cut", 2), tmp_path / "cut", 20)
+    finish(inputs, tmp_path / "cut")
+    whole, cut = full_curve(tmp_path / "whole"), full_curve(tmp_path / "cut")
+    assert [p["step"] for p in cut] == [p["step"] for p in whole]
+    # bf16 arithmetic: rows in other groups round differently.
+    for a, b in zip(whole[:-1], cut[:-1]):
+        assert a["loss"] == pytest.approx(b["loss"], abs=2e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed"])
+def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, strategy: Any) -> None:
+    if strategy == "deepspeed":
+        pytest.importorskip("deepspeed")
+    cfg = tiny_pretrain(steps=8, precision="fp32", optimizer="adamw" if strategy == "deepspeed" else "muon")
+    one = Execution(home=tmp_path / "one", threads=1)
+    two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
+    a, b = curve(obtain(pretrain, cfg, inputs, one), one), curve(obtain(pretrain, cfg, inputs, two), two)
+    assert len(a) == len(b)
+    for p, q in zip(a, b):
+        assert p.keys() == q.keys() and p["step"] == q["step"]
+        assert [q[k] for k in p] == pytest.approx([p[k] for k in p], rel=1e-3, abs=1e-5)
+    assert abs(a[-1]["val_loss"] - b[-1]["val_loss"]) < 1e-4
+
+
+@pytest.mark.slow
+def test_what_was_asked_for_is_what_runs(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execution = Execution(home=tmp_path, threads=1, processes=2)
+    monkeypatch.setenv("BESSEMER_LAUNCHER", sys.executable)  # a launcher that falls back to one process
+    with pytest.raises(ValueError, match="asked for 2 processes but 1 are running"):
+        obtain(pretrain, tiny_pretrain(), inputs, execution)
+
+
+@pytest.mark.slow
+def test_muon_under_zero_and_uneven_batches_are_refused(inputs: Inputs, tmp_path: Path) -> None:
+    zero = Execution(home=tmp_path, threads=1, processes=2, strategy="deepspeed")
+    with pytest.raises(ValueError, match="Use optimizer 'adamw'"):
+        obtain(pretrain, tiny_pretrain(), inputs, zero)
+    two = Execution(home=tmp_path, threads=1, processes=2)
+    with pytest.raises(ValueError, match="7 rows or pairs cannot be shared evenly by 2"):
+        obtain(pretrain, tiny_pretrain(batch_tokens=7 * 64), inputs, two)
+
+
+def test_another_tokenizer_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in inputs["tokenizer"].path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    contract = json.loads((folder / "contract.json").read_bytes())
+    (folder / "contract.json").write_text(json.dumps({**contract, "tokenizer_digest": "f" * 64}))
+    other = Artifact("3" * 64, folder)
+    with pytest.raises(ValueError, match="tokenizer_digest"):
+        obtain(pretrain, tiny_pretrain(), {**inputs, "tokenizer": other}, execution)
+
+
+def test_horizons() -> None:
+    tokens = 64 * 100 + 1
+    assert step_plan(tiny_pretrain(steps=5), tokens).steps == 5
+    assert step_plan(tiny_pretrain(steps=0, train_tokens=5000), tokens).steps == 10
+    assert step_plan(tiny_pretrain(steps=0, epochs=2), tokens).steps == 25
+    ramped = step_plan(tiny_pretrain(steps=20, initial_batch_tokens=128, initial_sequence_length=16), tokens)
+    assert ramped.steps == 20
+    assert np.diff(ramped.first_window).tolist() == sorted(np.diff(ramped.first_window).tolist())
+    assert ramped.row_length[0] == 16 and ramped.row_length[-1] == 64
+
+
+def test_trace_knows_the_steps_of_a_document(inputs: Inputs) -> None:
+    cfg = tiny_pretrain(steps=30)
+    batches = text_batches(cfg, inputs["tokens"].path, inputs["tokenizer"].path)
+    first = int(batches.items(4)[0]) * cfg.sequence_length
+    assert 4 in batches.steps_that_saw(first, first + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sequence_length": 128}, "exceeds context_length 64"),
+        ({"batch_tokens": 500}, "not a multiple of sequence_length"),
+        ({"initial_sequence_length": 24}, "does not reach 64 by doubling"),
+        ({"initial_batch_tokens": 1024}, "does not reach 512 by doubling"),
+        ({"hidden_size": 33}, "not a multiple of num_heads"),
+        ({"learning_rate": 0}, "greater than 0"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        tiny_pretrain(**changes)
+
+
+def test_an_empty_split_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    for path in inputs["tokens"].path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "validation.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="validation split has no tokens"):
+        obtain(pretrain, tiny_pretrain(), {**inputs, "tokens": Artifact("4" * 64, folder)}, execution)
+
+
+def test_defaults_are_a_model_of_five_million() -> None:
+    from model.flops import num_parameters
+    from tasks.pretrain import model_shape
+
+    assert 3e6 < num_parameters(model_shape(PretrainConfig(), 4096)) < 8e6
