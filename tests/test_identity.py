@@ -39,7 +39,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def digest() -> str:
     """The digest as a new process would see it."""
-    for function in (identity.code_digest, identity._tree, identity._module_file):
+    for function in (identity.code_digest, identity._module_code, identity._module_file):
         function.cache_clear()
     return identity.code_digest("tasks.first")
 
@@ -47,7 +47,7 @@ def digest() -> str:
 @pytest.fixture(autouse=True)
 def forget_afterwards() -> object:
     yield
-    for function in (identity.code_digest, identity._tree, identity._module_file):
+    for function in (identity.code_digest, identity._module_code, identity._module_file):
         function.cache_clear()
 
 
