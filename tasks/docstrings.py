@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 _UNDERLINE = re.compile(r"^\s*[-=~^]{3,}\s*$")
 _GOOGLE_TITLE = re.compile(r"^([A-Z][A-Za-z ]{2,30})::?\s*$")
-_GOOGLE_ITEM = re.compile(r"^\s*\*{0,2}`{0,2}(\w+)`{0,2}\s*(?:\(([^)]*(?:\([^)]*\))?[^)]*)\))?\s*:\s+(\S.*)?$")
+_GOOGLE_ITEM = re.compile(r"^\s*\*{0,2}`{0,2}(\w+)`{0,2}\s*(?:\(([^)]*(?:\([^)]*\))?[^)]*)\))?\s*:(?:\s+(\S.*))?$")
 _NUMPY_ITEM = re.compile(r"^(\*{0,2}\w+(?:\s*,\s*\*{0,2}\w+)*)\s*(?::\s*(.*))?$")
 _SPHINX_PARAMETER = re.compile(r"^:param(?:eter)?\s+(?:[^:]*\s)?\*{0,2}(\w+):\s*(.*)$")
 _SPHINX_RETURNS = re.compile(r"^:returns?:\s*(.*)$")

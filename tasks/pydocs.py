@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from tasks.added_docs import added_docs
+
 LIBRARIES = (
     "accelerate", "aiohttp", "alembic", "anyio", "click", "datasets", "docker", "fastapi", "flask", "fsspec", "httpx",
     "huggingface_hub", "jinja2", "joblib", "matplotlib", "mlflow", "networkx", "numpy", "packaging",
@@ -114,6 +116,9 @@ def read_entries(source: str, relative: str) -> list[Entry]:
     doc = _docstring(tree)
     if doc:
         entries.append(Entry("module", module, "", doc, 1))
+    for added in added_docs(tree, module):
+        kind: Kind = "method" if added.of_class else "function"
+        entries.append(Entry(kind, added.name, added.signature, clean(added.doc), added.line))
     for node in _definitions(tree.body):
         entries += _function_entry(node, module, "function") if isinstance(node, _Function) else _class(node, module)
     return entries

@@ -21,6 +21,10 @@ from tasks.store import file_sha256, write_atomically
 PYTHON_DOCS = "python-docs"
 """The embedded corpus: documentation in the source of the standard library and of installed libraries."""
 
+_READABLE = (
+    "Expected .txt .md .rst .html .jsonl .json .csv .tsv .parquet .arrow .py .warc .zip or .tar, plain or compressed "
+    "(.gz .zst .bz2 .xz)."
+)
 HASHING_THREADS = 4
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -52,10 +56,7 @@ def resolve_source(spec: str, cache: Path) -> Source:
     """
     named = _named_files(spec, cache)
     if not named:
-        raise ValueError(
-            f"{spec}: found no file that can be read. Expected at least one of .txt .md .rst .html .jsonl .json .csv "
-            ".parquet .arrow .py .warc .zip .tar, also compressed (.gz .zst .bz2 .xz)."
-        )
+        raise ValueError(f"{spec}: found no file that can be read. {_READABLE}")
     return source_of_files(named, cache)
 
 

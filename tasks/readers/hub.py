@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face hub, streamed by `datasets` into local Parquet files."""
 
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -71,7 +72,8 @@ def _open_stream(spec: DatasetSpec) -> Iterable[Mapping[str, Any]]:
 
 
 def _write_rows(rows: Iterable[Mapping[str, Any]], limit: int, label: str, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)  # what an interrupted download left
+    folder.mkdir(parents=True)
     source = iter(islice(rows, limit) if limit else rows)
     with Progress(f"download {label}", limit, "rows") as bar:
         number = 0
