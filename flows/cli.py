@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flows.recipe import Plan, load_plan, preset_names
+from tasks.execution import NO_TRACKING
 from tasks.progress import console, format_seconds
 from tasks.store import Store
 
@@ -107,6 +108,8 @@ def read_plan(options: argparse.Namespace) -> Plan:
     """The recipe and execution that the command line asks for."""
     recipe = {"corpus": options.corpus, "sft_data": options.sft, "preference_data": options.preferences}
     execution = {"workers": options.workers, "processes": options.processes, "strategy": options.strategy}
+    if getattr(options, "no_tracking", False):
+        execution["tracking_uri"] = NO_TRACKING
     sections: dict[str, Any] = {name: value for name, value in recipe.items() if value}
     sections["execution"] = {name: value for name, value in execution.items() if value} | {"home": options.home}
     return load_plan(options.recipe, options.settings, sections)
@@ -122,10 +125,9 @@ def _run(options: argparse.Namespace) -> None:
     plan = read_plan(options)
     if options.in_process:
         from flows.run import execute
-        from tasks.track import Untracked, open_tracker
+        from tasks.track import open_tracker
 
-        tracker = Untracked() if options.no_tracking else open_tracker(plan.execution)
-        record = execute(plan.recipe, plan.execution, tracker)
+        record = execute(plan.recipe, plan.execution, open_tracker(plan.execution))
     else:
         from flows.start import run_with_prefect
 

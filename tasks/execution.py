@@ -2,15 +2,23 @@
 
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+NO_TRACKING = "none"
+
+
+def keep_field_order(schema: dict[str, Any]) -> None:
+    """Number the fields of a JSON schema: forms made from it would sort them by name otherwise."""
+    for position, field in enumerate(schema.get("properties", {}).values()):
+        field["position"] = position
 
 
 class Execution(BaseModel):
     """Where and how fast; two runs that differ only here give the same bytes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=keep_field_order)
 
     home: Path = Field(
         Path(".bessemer"), description="Folder that holds all state: artifacts, runs, tracking, servers."
@@ -31,7 +39,9 @@ class Execution(BaseModel):
     micro_batch_tokens: int = Field(
         16384, ge=128, description="Tokens that one process takes through the model at once; the batch is split to fit."
     )
-    tracking_uri: str = Field("", description="MLflow server or database; empty keeps SQLite under the home folder.")
+    tracking_uri: str = Field(
+        "", description="MLflow server or database; empty: SQLite under the home folder; none: no tracking."
+    )
     mirror: str = Field(
         "", description="fsspec address of a store shared by several machines; empty: this machine only."
     )

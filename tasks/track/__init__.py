@@ -6,7 +6,7 @@ person would look for the run there; one that goes away later is caught up with,
 
 from typing import Literal, Protocol
 
-from tasks.execution import Execution
+from tasks.execution import NO_TRACKING, Execution
 from tasks.runs import RunRecord, Status
 from tasks.stage import Observer, Outcome, Silent
 
@@ -55,11 +55,13 @@ class Untracked:
 
 
 def open_tracker(execution: Execution) -> Tracker:
-    """A tracker that writes to `execution.tracking_uri`, or to SQLite and a folder under the home.
+    """A tracker that writes to `execution.tracking_uri`, by default to SQLite and a folder under the home.
 
     Raises:
         ValueError: the server does not answer.
     """
+    if execution.tracking_uri == NO_TRACKING:
+        return Untracked()
     from tasks.track.connection import connect
     from tasks.track.tracker import MlflowTracker
 
