@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 _CALLS = ("add_newdoc", "add_docstr", "_add_docstr", "add_docstr_all")
-_OPENING = re.compile(r"^\s*(?:\w+\.)*\w+(\(.*?\))[ \t]*(?:->[^\n]*)?\n(?:--[ \t]*\n)?", re.S)
+_OPENING = re.compile(r"^\s*(?:\w+\.)*\w+(\(.*?\))[ \t]*(?:->[^\n]*)?\n(?:[ \t]*--[ \t]*\n)?", re.S)
 _ANNOTATION = re.compile(r":\s*[\w.\[\] |]+")
 
 Value = str | dict[str, str]

@@ -86,7 +86,9 @@ def conversations(run: StageRun, cfg: ConversationsConfig, sft: Source) -> None:
             f"Found {len(table)} conversations in {len(sft.files)} files, at least 2 are needed (training and "
             f"validation). In the files of --sft, {_EXPECTED}."
         )
-    held_out = pa.array(validation_mask(table["group"].to_pylist(), cfg.validation_share))
+    held_out = pa.array(
+        validation_mask(table["group"].to_pylist(), table["conversation_id"].to_pylist(), cfg.validation_share)
+    )
     for name, part in (("train", table.filter(pa.compute.invert(held_out))), ("validation", table.filter(held_out))):
         write_table(part.select(CONVERSATION_SCHEMA.names), run.out / f"{name}.parquet")
         run.metric(f"{name}_conversations", len(part))

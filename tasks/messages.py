@@ -94,19 +94,24 @@ def content_id(value: object) -> str:
     return xxhash.xxh3_128_hexdigest(canonical_json(value))
 
 
-def validation_mask(groups: Sequence[str], share: float) -> NDArray[np.bool_]:
+def validation_mask(groups: Sequence[str], ids: Sequence[str], share: float) -> NDArray[np.bool_]:
     """Which rows are for validation: those whose group's hash falls into the first `share`, or the first groups up to
-    MIN_VALIDATION rows (half of the rows where there are fewer than twice that).
+    MIN_VALIDATION rows (half of the rows where there are fewer than twice that). Where all rows are one group, their
+    own ids decide.
 
     Returns:
         mask: (rows,)
     """
-    hashes = np.array([int(group, 16) for group in groups], np.uint64)
+    mask = _first_hashes(groups, share)
+    return _first_hashes([identifier[:16] for identifier in ids], share) if mask.all() or not mask.any() else mask
+
+
+def _first_hashes(hex_hashes: Sequence[str], share: float) -> NDArray[np.bool_]:
+    hashes = np.array([int(text, 16) for text in hex_hashes], np.uint64)
     wanted = min(MIN_VALIDATION, len(hashes) // 2)
-    limit = np.uint64(share * (2**64 - 1))
-    if wanted and (hashes < limit).sum() < wanted:
-        limit = np.sort(hashes)[wanted - 1] + np.uint64(1)
-    mask: NDArray[np.bool_] = hashes < limit
+    mask: NDArray[np.bool_] = hashes < np.uint64(share * (2**64 - 1))
+    if mask.sum() < wanted:
+        mask = hashes <= np.sort(hashes)[wanted - 1]
     return mask
 
 

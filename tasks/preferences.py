@@ -77,7 +77,7 @@ def preferences(run: StageRun, cfg: PreferencesConfig, pairs: Source) -> None:
         for group in group_files([file for file in pairs.files if not is_python(file)], GROUP_BYTES)
     ]
     map_shards(run, make_preferences, python_jobs, cfg)
-    map_shards(run, read_preferences, file_jobs, cfg)
+    counts = map_shards(run, read_preferences, file_jobs, cfg)
     shards = [job.output for job in [*python_jobs, *file_jobs]]
     errors = [error for shard in shards for error in read_errors(shard)]
     table = pa.concat_tables([pq.read_table(shard, schema=_SHARD_SCHEMA) for shard in shards])
@@ -89,10 +89,13 @@ def preferences(run: StageRun, cfg: PreferencesConfig, pairs: Source) -> None:
             f"Found {len(table)} preference pairs in {len(pairs.files)} files, at least 2 are needed (training and "
             f"validation). In the files of --preferences, {_EXPECTED}."
         )
-    held_out = pa.array(validation_mask(table["group"].to_pylist(), cfg.validation_share))
+    held_out = pa.array(
+        validation_mask(table["group"].to_pylist(), table["preference_id"].to_pylist(), cfg.validation_share)
+    )
     for name, part in (("train", table.filter(pa.compute.invert(held_out))), ("validation", table.filter(held_out))):
         write_table(part.select(PREFERENCE_SCHEMA.names), run.out / f"{name}.parquet")
         run.metric(f"{name}_pairs", len(part))
+    run.metric("equal_pairs", sum(count["equal"] for count in counts))
     write_errors(run, errors)
 
 

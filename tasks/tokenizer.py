@@ -52,7 +52,12 @@ def tokenizer(
     """Write `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `contract.json` and `sample.json`."""
     shards = aligned_shards(documents, filtered, deduplicated, decontaminated)
     kept_bytes = sum(_kept_bytes(shard, attributes) for shard, *attributes in shards)
-    share = min(1.0, cfg.sample_megabytes * 1e6 / max(kept_bytes, 1))
+    if kept_bytes == 0:
+        raise ValueError(
+            "No document is left to learn a vocabulary from: the filters dropped all. `bessemer inspect filter` shows "
+            "what each rule drops."
+        )
+    share = min(1.0, cfg.sample_megabytes * 1e6 / kept_bytes)
     sample = [item for shard, *attributes in shards for item in sample_documents(shard, attributes, share)]
     texts = [text for _, text in sample]
     run.metric("sample_documents", len(texts))

@@ -19,7 +19,7 @@ from tasks.instructions import (
     rejected_answer,
     third_person,
 )
-from tasks.pydocs import Entry, group_documents, library_files, module_name, read_entries
+from tasks.pydocs import Entry, clean, group_documents, library_files, module_name, read_entries
 
 SOURCE = '''
 """Blast furnaces and what comes out of them."""
@@ -127,7 +127,7 @@ def test_added_docs_of_torch_and_numpy_equal_the_living_ones() -> None:
     assert torch_found["torch.cumsum"].signature == "(input, dim, *, dtype=None, out=None)"
     numpy_found = {d.name: d for d in added_docs(ast.parse(Path(numpy_docs.__file__).read_text()), "numpy")}
     assert numpy_found["numpy.ndarray.partition"].of_class and not numpy_found["numpy.frombuffer"].of_class
-    assert numpy_found["numpy.frombuffer"].doc.strip() in inspect.cleandoc(np.frombuffer.__doc__ or "")
+    assert clean(numpy_found["numpy.frombuffer"].doc)[:200] in (np.frombuffer.__doc__ or "")
 
 
 NUMPY_STYLE = """Solve a linear system. It uses LU.
