@@ -28,7 +28,7 @@ class Engine:
         config = model.config
         self.context_length = config.context_length
         self.tokens: list[int] = []
-        self._weights = _collect(model)
+        self.weights = _collect(model)
         self._shape = Shape(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
         capacity = min(_FIRST_CAPACITY, self.context_length)
         self._keys = np.empty((config.num_layers, config.num_kv_heads, capacity, config.head_dim), np.float32)
@@ -49,7 +49,7 @@ class Engine:
         logits = np.empty(self._vocab_size, np.float32)
         for index, token in enumerate(ids):
             wanted = logits if index == len(ids) - 1 else _NO_LOGITS
-            step(token, len(self.tokens), self._weights, self._shape, self._keys, self._values, wanted)
+            step(token, len(self.tokens), self.weights, self._shape, self._keys, self._values, wanted)
             self.tokens.append(token)
         return logits
 
