@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console, Group, RenderableType
 from rich.panel import Panel
 from rich.table import Table
+from rich.text import Text
 
 from tasks.progress import format_count, format_seconds
 from tasks.runs import RunRecord
@@ -16,6 +17,7 @@ from tasks.store import Manifest, Store, StoreDamage
 
 CURVE_WIDTH = 64
 CURVE_HEIGHT = 9
+MINIMUM_WIDTH = 120  # tables are wider than the 80 columns that a log or pipe is taken to have
 MODEL_LABELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
 # What went in and what came out of a stage, in the metrics that tell it best.
 STAGE_FIGURES = {
@@ -106,14 +108,19 @@ def _verdict(store: Store, manifests: dict[str, Manifest]) -> dict[str, Any]:
 def stage_figures(manifest: Manifest) -> str:
     """A stage's telling figures in one cell: `documents_in 9.1k, documents_kept 8.7k`."""
     wanted = STAGE_FIGURES.get(manifest.stage, ())
-    shown = [f"{n.replace('_', ' ')} {format_count(manifest.metrics[n])}" for n in wanted if n in manifest.metrics]
-    return ", ".join(shown)
+    return ", ".join(_named_figure(name, manifest.metrics[name]) for name in wanted if name in manifest.metrics)
+
+
+def _named_figure(name: str, value: float) -> str:
+    if name.endswith("bytes"):
+        return f"{name.removesuffix('_bytes').replace('_', ' ')} {format_count(value)}B"
+    return f"{name.replace('_', ' ')} {format_count(value)}"
 
 
 def _stage_table(summary: Summary) -> Table:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column in ("stage", "in and out", "took", ""):
-        table.add_column(column, justify="right" if column == "took" else "left")
+        table.add_column(column, justify="right" if column == "took" else "left", no_wrap=column != "")
     for stage in summary.record.stages:
         manifest = summary.manifests.get(stage.label)
         cached = "cached" if stage.status == "cached" else ""
@@ -140,6 +147,9 @@ def _model_table(summary: Summary) -> Table:
     for row in model_rows(summary):
         cells = [_figure(column, row.get(column)) for column in columns]
         table.add_row(str(row["model"]), *cells)
+    manifest = summary.manifests.get("evaluate_dpo")
+    if manifest and "xz_bits_per_byte" in manifest.metrics:
+        table.add_row("xz -9", "", _figure("val_bits_per_byte", manifest.metrics["xz_bits_per_byte"]), "", "")
     return table
 
 
@@ -153,11 +163,13 @@ def _figure(column: str, value: float | str | None) -> str:
     return f"{value:.4f}" if column == "val_bits_per_byte" else f"{value:.2f}"
 
 
-def _yardstick(summary: Summary) -> str:
-    manifest = summary.manifests.get("evaluate_dpo")
-    if manifest is None or "xz_bits_per_byte" not in manifest.metrics:
-        return ""
-    return f"The same held-out text under xz -9: {manifest.metrics['xz_bits_per_byte']:.4f} bits per byte."
+def verdict_lines(summary: Summary) -> list[str]:
+    """The gate's decision, then a line for each of its reasons."""
+    verdict = summary.verdict
+    if not verdict:
+        return []
+    decision = "promoted" if verdict["promote"] else "not promoted"
+    return [decision, verdict["comparison"]["words"], *(check["words"] for check in verdict["checks"])]
 
 
 def draw_curve(points: Sequence[tuple[float, float]], width: int = CURVE_WIDTH, height: int = CURVE_HEIGHT) -> str:
@@ -202,19 +214,22 @@ def render(summary: Summary) -> RenderableType:
     if curve:
         parts += ["\n[bold]Pretraining loss[/bold] (nats per token)", curve]
     if model_rows(summary):
-        parts += ["\n[bold]Held-out text[/bold]", _model_table(summary), _yardstick(summary)]
-    if summary.verdict:
-        parts.append(f"\n[bold]Verdict[/bold]: {summary.verdict.get('verdict')}. {summary.verdict.get('reason', '')}")
+        parts += ["\n[bold]Held-out text[/bold]", _model_table(summary)]
+    for number, line in enumerate(verdict_lines(summary)):
+        parts.append(f"  {line}" if number else f"\n[bold]Verdict[/bold]: {line}")
     for sample in summary.samples[:3]:
-        parts.append(f"\n[bold]Q[/bold] {sample.prompt}\n[bold]A[/bold] {sample.answer}")
+        parts.append(Text.assemble(("\nQ ", "bold"), sample.prompt, ("\nA ", "bold"), sample.answer))
     parts.append("\n[bold]Next[/bold]")
-    parts += [f"  {command:<60} {what}" for command, what in next_commands(summary)]
+    longest = max(len(command) for command, _ in next_commands(summary))
+    parts += [f"  {command:<{longest}}   # {what}" for command, what in next_commands(summary)]
     return Group(*parts)
 
 
 def print_summary(summary: Summary) -> None:
     """Show the summary on standard output."""
-    Console(soft_wrap=True, highlight=False).print(render(summary))
+    console = Console(highlight=False)
+    console.width = max(console.width, MINIMUM_WIDTH)
+    console.print(render(summary))
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:
