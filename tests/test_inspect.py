@@ -17,7 +17,7 @@ from tasks.stage import Artifact, build
 from tests.data_helpers import keep_all, make_documents, words
 
 PROSE = "The rule of the house is that each guest has to be kind to the others and help with the work to be done."
-LOOSE = FilterConfig(languages=(), max_mean_word_length=100, min_words=3, max_digit_share=1)
+LOOSE = FilterConfig(languages=(), max_mean_word_length=100, min_words=3, max_digit_share=1, max_short_line_share=1)
 SHARDS = {
     "a": [PROSE, "to be of the kind", f"{PROSE} </script>", "x"],
     "b": [
