@@ -12,7 +12,7 @@ from tests import tiny
 PROSE = (
     "The committee met in the old town hall to discuss the plan for the new bridge over the river. Most of the members "
     "agreed that it should be built of stone, because the wooden one had been carried away by the floods of last "
-    "spring, and that the costs were to be shared by the two parishes. The engineer, who had come from the city, showed "
+    "spring, and that the costs were to be shared by the two parishes. The engineer, who was from the city, showed "
     "them his drawings and explained why the arches had to be higher than before.\n"
 )
 
