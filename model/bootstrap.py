@@ -1,6 +1,8 @@
 """Is one model better than another, or is it the choice of documents? The paired bootstrap over documents."""
 
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
@@ -47,6 +49,15 @@ def _resampled_ratios(numerator: Floats, denominator: Floats, resamples: int, se
         drawn = random.integers(0, documents, size=size)
         found.append(numerator[drawn].sum(1) / denominator[drawn].sum(1))
     return np.concatenate(found)
+
+
+def proportion(successes: int, trials: int, confidence: float) -> Interval:
+    """A share with Wilson's interval (1927), which does not shrink to a point where all trials went one way."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, spread = successes / trials, z * z / trials
+    centre = (share + spread / 2) / (1 + spread)
+    half = z * math.sqrt(share * (1 - share) / trials + spread / (4 * trials)) / (1 + spread)
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def judge(difference: Interval) -> Verdict:

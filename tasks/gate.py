@@ -190,20 +190,18 @@ def check_increase(cfg: GateConfig, name: CheckName, changed: Path, original: Pa
 
 def check_rewards(cfg: GateConfig, candidate: Path) -> list[Check]:
     """Whether alignment made the better answer likelier in enough pairs for sure; no check where none was scored."""
-    import numpy as np
     import pyarrow.parquet as pq
 
-    from model.bootstrap import paired_difference
+    from model.bootstrap import proportion
 
     path = candidate / "preferences.parquet"
     if not path.exists() or "margin_over_reference" not in pq.read_schema(path).names:
         return []
     margins = pq.read_table(path, columns=["margin_over_reference"])["margin_over_reference"].to_numpy()
-    right = (margins > 0).astype("float64")
-    found = paired_difference(right, np.zeros_like(right), np.ones_like(right), cfg.confidence, cfg.resamples, cfg.seed)
+    found = proportion(int((margins > 0).sum()), len(margins), cfg.confidence)
     passed = found.low >= cfg.min_reward_accuracy
     words = (
-        f"DPO made the better answer likelier in {found.estimate:.1%} of {len(right)} pairs ({found.low:.1%} to "
+        f"DPO made the better answer likelier in {found.estimate:.1%} of {len(margins)} pairs ({found.low:.1%} to "
         f"{found.high:.1%}), {'at least' if passed else 'not surely'} {cfg.min_reward_accuracy:.0%}."
     )
     return [Check("reward_accuracy", passed, found.estimate, found.low, found.high, cfg.min_reward_accuracy, words)]

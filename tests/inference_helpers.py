@@ -68,15 +68,13 @@ def random_model(seed: int = 0, **changes: object) -> Transformer:
     return model
 
 
-def trained_model(tokens: Artifact, steps: int, seed: int = 0, **changes: object) -> Transformer:
-    """A model after some AdamW steps on the tokens: weights with the structure that quantization meets."""
-    model = Transformer(tiny_config(**changes))
-    model.initialize(seed, "depth")
+def train(model: Transformer, tokens: Artifact, steps: int, seed: int = 0) -> Transformer:
+    """Take some AdamW steps on the tokens: gives weights the structure that quantization meets."""
     stream = np.fromfile(tokens.path / "train.bin", "<u2").astype(np.int64)
     random = np.random.default_rng(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=3e-3)
     for _ in range(steps):
-        starts = random.integers(0, len(stream) - 65, 16)
+        starts = random.integers(0, len(stream) - 65, 8)
         rows = torch.from_numpy(np.stack([stream[s : s + 65] for s in starts]))
         loss = linear_cross_entropy(model.hidden(rows[:, :-1]), model.head_weight, rows[:, 1:])
         optimizer.zero_grad()
@@ -114,11 +112,8 @@ def make_world(folder: Path) -> World:
     torch.set_num_threads(1)
     tokenizer = make_tokenizer(folder / "tokenizer")
     tokens = make_scored_tokens(folder / "tokens", tokenizer)
-    early, late = (trained_model(tokens, steps) for steps in (40, 120))
-    return World(
-        tokenizer,
-        tokens,
-        make_preferences(folder / "preferences"),
-        make_model(folder / "early", early, tokenizer),
-        make_model(folder / "model", late, tokenizer),
-    )
+    model = Transformer(tiny_config())
+    model.initialize(0, "depth")
+    early = make_model(folder / "early", train(model, tokens, 40), tokenizer)
+    late = make_model(folder / "model", train(model, tokens, 80, seed=1), tokenizer)
+    return World(tokenizer, tokens, make_preferences(folder / "preferences"), early, late)
