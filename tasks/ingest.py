@@ -20,9 +20,10 @@ from tasks.entries import extract_entries, is_python, read_entry_files, write_li
 from tasks.identity import canonical_json
 from tasks.pydocs import group_documents
 from tasks.readers import read_file
+from tasks.readers.parts import SPLITTABLE, count_parts, read_part
 from tasks.readers.records import Bad, HtmlExtractor, Item, Row, Text, shown
 from tasks.shards import ShardJob, map_shards
-from tasks.source import Source, group_files, group_name, source_name
+from tasks.source import Source, SourceFile, group_files, group_name, source_name
 from tasks.stage import StageConfig, StageRun, stage
 
 _ERRORS_KEY = "bessemer.errors"
@@ -55,15 +56,23 @@ def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     """
     entry_jobs = [ShardJob((path,), run.out / "shards" / path.name) for path in extract_entries(run, corpus.files)]
     file_jobs = []
+    part_jobs = []
+    shard_bytes = round(cfg.shard_megabytes * 1e6)
     others = [file for file in corpus.files if not is_python(file)]
-    for group in group_files(others, round(cfg.shard_megabytes * 1e6)):
+    for file in (file for file in others if is_large(file, shard_bytes)):
+        listing = write_listing(run, [file])
+        for part in range(count_parts(file.bytes, shard_bytes)):
+            output = run.out / "shards" / f"{group_name([file])}-{part:06d}.parquet"
+            part_jobs.append(ShardJob((listing, _write_part(run, part), file.path), output))
+    for group in group_files([file for file in others if not is_large(file, shard_bytes)], shard_bytes):
         output = run.out / "shards" / f"{group_name(group)}.parquet"
         file_jobs.append(ShardJob((write_listing(run, group), *(file.path for file in group)), output))
     counts = [
         *map_shards(run, documents_of_entries, entry_jobs, cfg),
         *map_shards(run, documents_of_files, file_jobs, cfg),
+        *map_shards(run, documents_of_part, part_jobs, cfg),
     ]
-    errors = [error for job in [*entry_jobs, *file_jobs] for error in shard_errors(job.output)]
+    errors = [error for job in [*entry_jobs, *file_jobs, *part_jobs] for error in shard_errors(job.output)]
     documents = sum(count["documents"] for count in counts)
     check_bad_share(errors, documents, cfg.max_bad_share, "ingest.max_bad_share")
     if not documents:
@@ -97,6 +106,26 @@ def documents_of_files(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig
     names = json.loads(listing.read_bytes())
     items = ((name, item) for name, path in zip(names, paths, strict=True) for item in read_file(path, name, cfg.html))
     return write_documents(items, output, cfg)
+
+
+def is_large(file: SourceFile, shard_bytes: int) -> bool:
+    """Whether the file is cut into several shards."""
+    return file.bytes > 2 * shard_bytes and file.name.lower().endswith(SPLITTABLE)
+
+
+def _write_part(run: StageRun, part: int) -> Path:
+    path = run.scratch / "parts" / f"{part:06d}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(str(part))
+    return path
+
+
+def documents_of_part(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig) -> Mapping[str, float]:
+    """Shard function: (listing with one name, number of the part, file) -> the documents of that part of the file."""
+    listing, part, path = inputs
+    (name,) = json.loads(listing.read_bytes())
+    items = read_part(path, name, int(part.read_text()), round(cfg.shard_megabytes * 1e6))
+    return write_documents(((name, item) for item in items), output, cfg)
 
 
 def write_documents(items: Iterable[tuple[str, Item]], output: Path, cfg: IngestConfig) -> Mapping[str, float]:

@@ -47,7 +47,8 @@ def map_shards(run: StageRun, function: ShardFunction[C], jobs: Sequence[ShardJo
         ValueError: whatever the function refused.
         RuntimeError: workers were killed again and again (usually: out of memory).
     """
-    memos = [_memo_path(run, function, job, config) for job in jobs]
+    digests = {path: file_sha256(path) for path in {path for job in jobs for path in job.inputs}}
+    memos = [_memo_path(run, function, job, config, digests) for job in jobs]
     work = [_Work(job, memo, _input_bytes(job)) for job, memo in zip(jobs, memos) if not _intact(memo)]
     if work:
         with run.progress(function.__name__.replace("_", " "), sum(w.input_bytes for w in work), "bytes") as bar:
@@ -59,12 +60,14 @@ def map_shards(run: StageRun, function: ShardFunction[C], jobs: Sequence[ShardJo
     return [_deliver(memo, job.output) for job, memo in zip(jobs, memos)]
 
 
-def _memo_path(run: StageRun, function: ShardFunction[C], job: ShardJob, config: C) -> Path:
+def _memo_path(
+    run: StageRun, function: ShardFunction[C], job: ShardJob, config: C, digests: Mapping[Path, str]
+) -> Path:
     identity = {
         "function": f"{function.__module__}.{function.__qualname__}",
         "code": code_digest(function.__module__),
         "config": config.model_dump(mode="json"),
-        "inputs": [[path.name, file_sha256(path)] for path in job.inputs],
+        "inputs": [[path.name, digests[path]] for path in job.inputs],
     }
     key = hashlib.sha256(canonical_json(identity)).hexdigest()
     return run.store.home / "memo" / function.__name__ / key

@@ -2,15 +2,21 @@
 
 import gzip
 import json
+import tempfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import xxhash
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.documents import DOCUMENT_SCHEMA, document_shards
 from tasks.execution import Execution
 from tasks.ingest import IngestConfig, ingest
+from tasks.readers.parts import count_parts, read_part
+from tasks.readers.records import Row
 from tasks.source import resolve_source
 from tasks.stage import Artifact, obtain
 
@@ -131,6 +137,52 @@ def test_python_files_become_their_documentation(tmp_path: Path, execution: Exec
     assert found["lib/iron.py line 1"]["text"] == "lib.iron.melt(ore)\n\nMelt the ore in a furnace."
     assert found["lib/iron.py line 1"]["source"] == "lib"
     assert [(e["file"], e["place"]) for e in errors(artifact)] == [("lib/old.py", "line 2")]
+
+
+def test_a_large_file_is_cut_into_shards_and_grows_at_its_end(tmp_path: Path, execution: Execution) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines = [json.dumps({"text": f"Text {i} x" + "x" * (i * 37 % 300)}) + "\n" for i in range(2000)]
+    lines[1500] = "broken\n"
+    (folder / "a.jsonl").write_text("".join(lines))
+    before, _ = run(folder, execution, shard_megabytes=0.03)
+    assert len(document_shards(before)) > 5
+    assert [row["text"] for row in rows(before)] == [json.loads(line)["text"] for line in lines if line != "broken\n"]
+    assert [error["place"] for error in errors(before)] == ["line 1501"]
+    place = int(rows(before)[1700]["origin"].removeprefix("a.jsonl byte "))
+    assert (folder / "a.jsonl").read_bytes()[place:].decode().startswith(lines[1701])
+    with (folder / "a.jsonl").open("a") as stream:
+        stream.write('{"text": "One more."}\n')
+    after, _ = run(folder, execution, shard_megabytes=0.03)
+    changed = [
+        p.name for p in document_shards(before) if p.read_bytes() != (after.path / "shards" / p.name).read_bytes()
+    ]
+    assert changed == [document_shards(before)[-1].name]
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=60), st.integers(1, 200), st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_parts_hold_each_line_once(lengths: list[int], part_bytes: int, ends_with_newline: bool) -> None:
+    text = "\n".join(json.dumps({"text": f"{i}" + "x" * length}) for i, length in enumerate(lengths))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.jsonl"
+        path.write_text(text + "\n" * ends_with_newline)
+        parts = range(count_parts(path.stat().st_size, part_bytes))
+        found = [item for part in parts for item in read_part(path, "a.jsonl", part, part_bytes)]
+    assert [item.fields["text"] for item in found if isinstance(item, Row)] == [
+        f"{i}" + "x" * length for i, length in enumerate(lengths)
+    ]
+
+
+def test_a_large_parquet_file_is_cut_by_row_groups(tmp_path: Path, execution: Execution) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    texts = [f"Text {i} {i * i}" for i in range(5000)]
+    pq.write_table(pa.table({"text": texts}), folder / "a.parquet", row_group_size=300, compression="none")
+    artifact, _ = run(folder, execution, shard_megabytes=0.02)
+    assert len(document_shards(artifact)) > 3
+    assert [row["text"] for row in rows(artifact)] == texts
+    assert rows(artifact)[4321]["origin"] == "a.parquet row 4322"
 
 
 def test_long_files_are_written_in_row_groups(tmp_path: Path, execution: Execution) -> None:

@@ -16,11 +16,11 @@ def read_jsonl(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
     """A record for each line that is not blank."""
     for number, line in enumerate(stream, start=1):
         if line.strip():
-            yield _json_line(line, number)
+            yield json_line(line, f"line {number}")
 
 
-def _json_line(line: bytes, number: int) -> Item:
-    place = f"line {number}"
+def json_line(line: bytes, place: str) -> Row | Bad:
+    """The record in one line of JSON."""
     try:
         value = orjson.loads(line)
     except orjson.JSONDecodeError as error:

@@ -13,7 +13,7 @@ BATCH_ROWS = 1000
 
 def read_parquet(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
     """A record for each row."""
-    yield from _rows(pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS))
+    yield from table_rows(pq.ParquetFile(stream).iter_batches(batch_size=BATCH_ROWS))
 
 
 def read_arrow(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
@@ -22,13 +22,14 @@ def read_arrow(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
     stream.seek(0)
     if is_file_format:
         reader = pa.ipc.open_file(stream)
-        yield from _rows(reader.get_batch(index) for index in range(reader.num_record_batches))
+        yield from table_rows(reader.get_batch(index) for index in range(reader.num_record_batches))
     else:
-        yield from _rows(pa.ipc.open_stream(stream))
+        yield from table_rows(pa.ipc.open_stream(stream))
 
 
-def _rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Item]:
-    number = 0
+def table_rows(batches: Iterable[pa.RecordBatch], before: int = 0) -> Iterator[Item]:
+    """A record for each row; `before` rows of the file precede them."""
+    number = before
     for batch in batches:
         for fields in batch.to_pylist():
             number += 1
