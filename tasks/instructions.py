@@ -45,6 +45,8 @@ _VERBS = frozenset(
 )
 _MARKUP = re.compile(r"::|>>>|\.\. |\{|\}|\||__\w|\\|_`|`_|<[a-z/]|=====|-----|\*\*|https?:")
 
+_OPTIONAL = re.compile(r",? (?:optional|defaults?)\b")
+
 _PURPOSE_QUESTIONS = (
     "What does {object} do?", "What is {object} for?", "Explain {object}.", "What is the purpose of {object}?",
     "Tell me about {object}.", "Can you describe {object}?", "What can I use {object} for?", "What is {object}?",
@@ -184,7 +186,13 @@ def object_name(entry: Entry) -> str:
 def _reference(entry: Entry, key: str) -> str:
     """How a question names the object: always with its library, as many names occur in several."""
     name, library = f"`{object_name(entry)}`", entry.name.split(".")[0]
-    forms = (f"{name} in {library}", f"{library}'s {name}", f"the {library} {entry.kind} {name}", f"{name} ({library})")
+    possessive = f"{library}'" if library.endswith("s") else f"{library}'s"
+    forms = (
+        f"{name} in {library}",
+        f"{possessive} {name}",
+        f"the {library} {entry.kind} {name}",
+        f"{name} ({library})",
+    )
     return pick(forms, entry.name, key, "reference")
 
 
@@ -258,7 +266,7 @@ def _parameters_answer(target: str, signature: str, described: Sequence[Paramete
 
 
 def _parameter_answer(parameter: Parameter) -> str:
-    kind = parameter.type.split(", optional")[0].split(", default")[0].strip().rstrip(",")
+    kind = _OPTIONAL.split(parameter.type.replace("`", "").replace("*", ""))[0].strip().rstrip(",")
     text = sentence(parameter.text)
     if kind and len(kind) <= 40 and not _MARKUP.search(kind):
         return f"`{parameter.name}` ({kind}): {text}"

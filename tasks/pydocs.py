@@ -7,6 +7,7 @@ file in anybody's folder is read as. Private objects are passed over.
 import ast
 import importlib.util
 import inspect
+import os
 import re
 import sysconfig
 import warnings
@@ -79,16 +80,17 @@ def library_folders() -> dict[str, Path]:
 def library_files() -> Iterator[tuple[str, Path]]:
     """(library/relative name, path) of the Python files of the embedded corpus."""
     for library, folder in library_folders().items():
-        yield from _source_files(folder, library)
+        yield from _source_files(str(folder), library)
 
 
-def _source_files(folder: Path, name: str) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
-        inner = f"{name}/{path.name}"
-        if path.suffix == ".py":
-            yield inner, path
-        elif path.is_dir() and path.name not in SKIPPED_FOLDERS and inner not in SKIPPED_PATHS:
-            yield from _source_files(path, inner)
+def _source_files(folder: str, name: str) -> Iterator[tuple[str, Path]]:
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            inner = f"{name}/{entry.name}"
+            if entry.name.endswith(".py"):
+                yield inner, Path(entry.path)
+            elif entry.name not in SKIPPED_FOLDERS and inner not in SKIPPED_PATHS and entry.is_dir():
+                yield from _source_files(entry.path, inner)
 
 
 def module_name(relative: str) -> str:

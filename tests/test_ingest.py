@@ -4,6 +4,7 @@ import gzip
 import json
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,9 +22,9 @@ from tasks.source import resolve_source
 from tasks.stage import Artifact, obtain
 
 
-def run(folder: Path, execution: Execution, **config: object) -> tuple[Artifact, dict[str, float]]:
+def run(folder: Path, execution: Execution, **config: Any) -> tuple[Artifact, dict[str, float]]:
     source = resolve_source(str(folder), execution.home / "sources")
-    outcome = obtain(ingest, IngestConfig(**config), {"corpus": source}, execution)  # type: ignore[arg-type]
+    outcome = obtain(ingest, IngestConfig(**config), {"corpus": source}, execution)
     return outcome.artifact, outcome.manifest.metrics
 
 
