@@ -1,0 +1,196 @@
+"""`bessemer up` with real servers on loopback: what it brings up, refuses, and takes down."""
+
+import asyncio
+import os
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil
+import pytest
+
+from flows.recipe import preset_names
+from flows.servers import Addresses, free_port, live_addresses
+from flows.up import serve
+
+pytestmark = pytest.mark.slow
+T = TypeVar("T")
+ROOT = Path(__file__).resolve().parent.parent
+START_TIMEOUT_S = 180
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `bessemer up`."""
+
+    home: Path
+    process: subprocess.Popen[str]
+    addresses: Addresses
+
+
+def start_up(home: Path, prefect_port: int, mlflow_port: int) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "flows.cli", "up", "--home", str(home)),
+            *("--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_servers(home: Path, process: subprocess.Popen[str]) -> Addresses:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        addresses = live_addresses(home)
+        if addresses:
+            return addresses
+        if process.poll() is not None:
+            raise AssertionError(process.communicate())
+        time.sleep(0.3)
+    raise AssertionError("the servers did not start")
+
+
+def copy_databases(source: Path, target: Path) -> None:
+    """Spare a second home the half minute in which both servers make their tables."""
+    for name in ("prefect/prefect.db", "mlflow/mlflow.db"):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        with sqlite3.connect(source / name) as before, sqlite3.connect(target / name) as after:
+            before.backup(after)
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children(recursive=True)
+
+
+def all_gone(processes: list[psutil.Process], timeout_s: float = 20) -> bool:
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return not alive
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("up") / "home"
+    process = start_up(home, free_port(), free_port())
+    served = Served(home, process, wait_for_servers(home, process))
+    yield served
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+
+
+def ask(served: Served, question: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """One conversation with the server, whatever PREFECT_API_URL says."""
+    from prefect.client.orchestration import PrefectClient
+
+    async def asked() -> T:
+        async with PrefectClient(served.addresses.prefect_api) as client:
+            return await question(client)
+
+    return asyncio.run(asked())
+
+
+def deployments(served: Served) -> list[Any]:
+    return ask(served, lambda client: client.read_deployments())
+
+
+def test_both_dashboards_answer_on_loopback_only(served: Served) -> None:
+    for address in (served.addresses.prefect, served.addresses.mlflow):
+        with urllib.request.urlopen(address, timeout=10) as reply:
+            assert reply.status == 200
+    ours = {process.pid for process in descendants(served.process.pid)}
+    listening = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours]
+    assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+
+
+def test_every_preset_is_a_deployment_for_the_worker_of_this_home(served: Served) -> None:
+    found = {d.name: d for d in deployments(served)}
+    assert set(found) >= set(preset_names())
+    assert found["demo"].work_pool_name == "bessemer"
+    assert found["demo"].parameters["execution"]["home"] == str(served.home.resolve())
+    slot = ask(served, lambda client: client.read_global_concurrency_limit_by_name("gpu"))
+    assert slot.limit == 1
+
+
+def test_deploying_again_makes_no_duplicates(served: Served) -> None:
+    before = sorted((d.name, d.id) for d in deployments(served))
+    subprocess.run(
+        [sys.executable, "-m", "flows.deployments", "apply"],
+        cwd=ROOT,
+        env={**os.environ, "PREFECT_API_URL": served.addresses.prefect_api, "BESSEMER_HOME": str(served.home)},
+        check=True,
+        capture_output=True,
+    )
+    assert sorted((d.name, d.id) for d in deployments(served)) == before
+
+
+def test_a_cron_schedule_yields_future_runs(served: Served) -> None:
+    """With SQLAlchemy 2.1, Prefect 3.8 schedules nothing, with FastAPI 0.155 it does not start: hence our pins."""
+    from prefect.client.schemas.actions import DeploymentScheduleCreate
+    from prefect.client.schemas.schedules import CronSchedule
+
+    demo = next(d for d in deployments(served) if d.name == "demo")
+    schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 4 * * *", timezone="UTC"), active=True)
+    made = ask(served, lambda client: client.create_deployment_schedules(demo.id, [schedule]))
+    deadline = time.monotonic() + 120
+    runs: list[Any] = []
+    while not runs and time.monotonic() < deadline:
+        time.sleep(1)
+        runs = ask(served, lambda client: client.read_flow_runs())
+    ask(served, lambda client: client.delete_deployment_schedule(demo.id, made[0].id))
+    assert runs, "the scheduler made no runs"
+    assert all(run.state.is_scheduled() for run in runs)
+    assert min(run.expected_start_time for run in runs) > datetime.now(UTC)
+
+
+def test_second_up_for_the_same_home_is_refused(served: Served) -> None:
+    with pytest.raises(ValueError, match=rf"already serves .*process {served.process.pid}"):
+        serve(served.home, free_port(), free_port())
+
+
+def test_taken_port_is_refused(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"Port {port} is taken.*--mlflow-port"):
+            serve(tmp_path / "home", free_port(), port)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_nothing_outlives_it(served: Served, tmp_path: Path, how: signal.Signals) -> None:
+    home = tmp_path / "home"
+    copy_databases(served.home, home)
+    process = start_up(home, free_port(), free_port())
+    wait_for_servers(home, process)
+    children = descendants(process.pid)
+    assert len(children) >= 4
+    process.send_signal(how)
+    process.communicate(timeout=60)
+    assert all_gone(children)
+    assert live_addresses(home) is None
+    if how == signal.SIGINT:
+        assert process.returncode == 0
+
+
+def test_death_of_a_server_takes_all_down_and_is_said(served: Served, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    copy_databases(served.home, home)
+    process = start_up(home, free_port(), free_port())
+    wait_for_servers(home, process)
+    children = descendants(process.pid)
+    next(c for c in children if "worker" in c.cmdline()).kill()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "The worker process ended by itself" in err
+    assert all_gone(children)
