@@ -1,0 +1,216 @@
+"""What each verb of the command line does: read the options, call the function that does it, print."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from flows.recipe import Plan, load_plan
+from tasks.execution import NO_TRACKING
+from tasks.progress import console, format_seconds
+from tasks.store import Artifact, Store
+
+
+def read_plan(options: argparse.Namespace) -> Plan:
+    """The recipe and execution that the command line asks for."""
+    recipe = {"corpus": options.corpus, "sft_data": options.sft, "preference_data": options.preferences}
+    execution = {"workers": options.workers, "processes": options.processes, "strategy": options.strategy}
+    if getattr(options, "no_tracking", False):
+        execution["tracking_uri"] = NO_TRACKING
+    sections: dict[str, Any] = {name: value for name, value in recipe.items() if value}
+    sections["execution"] = {name: value for name, value in execution.items() if value} | {"home": options.home}
+    return load_plan(options.recipe, options.settings, sections)
+
+
+def print_json(value: Any) -> None:
+    """Print JSON for programs."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def run(options: argparse.Namespace) -> None:
+    """Run the pipeline and show its summary."""
+    from flows.summary import print_summary, summarise, summary_json
+
+    plan = read_plan(options)
+    if options.in_process:
+        from flows.run import execute
+        from tasks.track import open_tracker
+
+        record = execute(plan.recipe, plan.execution, open_tracker(plan.execution))
+    else:
+        from flows.start import run_with_prefect
+
+        record = run_with_prefect(plan.recipe, plan.execution)
+    summary = summarise(Store(options.home), record)
+    if options.json:
+        print_json(summary_json(summary))
+    else:
+        print_summary(summary)
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Show what would run."""
+    from flows.plan import make_plan, plan_json, plan_table, plan_totals
+
+    plan = read_plan(options)
+    rows = make_plan(plan.recipe, plan.execution)
+    if options.json:
+        print_json(plan_json(rows))
+        return
+    from rich.console import Console
+
+    output = Console(soft_wrap=True, highlight=False)
+    output.print(plan_table(rows))
+    whole = plan_totals(rows)
+    if whole:
+        output.print(
+            f"\nAbout {format_seconds(whole.seconds)} ({format_seconds(whole.low)} - {format_seconds(whole.high)})."
+        )
+
+
+def show(options: argparse.Namespace) -> None:
+    """Show the summary of a run."""
+    from flows.summary import print_summary, summarise, summary_json
+    from tasks.runs import find_run
+
+    store = Store(options.home)
+    summary = summarise(store, find_run(store, options.run))
+    if options.json:
+        print_json(summary_json(summary))
+    else:
+        print_summary(summary)
+
+
+def chat(options: argparse.Namespace) -> None:
+    """Talk to a model."""
+    from flows.chat import hold_conversation, model_folder
+
+    folder = model_folder(Store(options.home), options.model, options.run)
+    hold_conversation(folder, options.message, options.temperature, options.max_tokens)
+
+
+def up(options: argparse.Namespace) -> None:
+    """Serve the dashboards until stopped."""
+    from flows.up import serve
+
+    serve(options.home, options.prefect_port, options.mlflow_port)
+
+
+def verify(options: argparse.Namespace) -> int:
+    """Rebuild a run elsewhere; exit code 1 if a digest differs."""
+    from flows.verify import verify_run
+    from tasks.execution import Execution
+    from tasks.runs import find_run
+
+    record = find_run(Store(options.home), options.run)
+    comparisons = verify_run(record, Execution(home=options.home))
+    equal = all(comparison.equal for comparison in comparisons)
+    if options.json:
+        stages = [{**vars(comparison), "equal": comparison.equal} for comparison in comparisons]
+        print_json({"run_id": record.run_id, "equal": equal, "stages": stages})
+        return 0 if equal else 1
+    for comparison in comparisons:
+        verdict = "equal" if comparison.equal else f"DIFFERS: rebuilt as {comparison.rebuilt[:12]}"
+        print(f"{comparison.label:<18} {comparison.recorded[:12]}  {verdict}")
+    return 0 if equal else 1
+
+
+def gc(options: argparse.Namespace) -> None:
+    """Free the disk."""
+    from flows.gc import collect, find_garbage
+
+    store = Store(options.home)
+    garbage = find_garbage(store, options.keep)
+    if not options.dry_run:
+        collect(store, garbage)
+    figures = {
+        "runs": len(garbage.runs),
+        "manifests": len(garbage.manifests),
+        "objects": len(garbage.objects),
+        "bytes": garbage.bytes,
+        "removed": not options.dry_run,
+    }
+    if options.json:
+        print_json(figures)
+        return
+    verb = "Would remove" if options.dry_run else "Removed"
+    console.print(
+        f"{verb} {figures['runs']} runs, {figures['manifests']} manifests and {figures['objects']} artifacts: "
+        f"{garbage.bytes / 1e6:.1f} MB."
+    )
+
+
+def inspect(options: argparse.Namespace) -> None:
+    """Show what a data stage dropped and why, and what other thresholds would drop."""
+    store = Store(options.home)
+    if options.stage == "dedup":
+        from tasks.inspect_dedup import dedup_report, render_dedup_report
+
+        documents, judged = (artifact_of(store, options.run, label) for label in ("ingest", "dedup"))
+        print(render_dedup_report(dedup_report(documents, judged, options.samples, options.samples)))
+    else:
+        _inspect_filter(store, options)
+
+
+def _inspect_filter(store: Store, options: argparse.Namespace) -> None:
+    from flows.recipe import load_plan
+    from tasks.filter_page import render_filter_page
+    from tasks.inspect_filter import filter_report, render_filter_report, render_what_if, what_if
+    from tasks.runs import find_run
+
+    recipe = find_run(store, options.run).recipe
+    before = load_plan("demo", sections={"filter": recipe["filter"]}).recipe.filter
+    documents, judged = (artifact_of(store, options.run, label) for label in ("ingest", "filter"))
+    if options.html:
+        page = Path(options.html)
+        page.write_text(render_filter_page(documents, judged, before), encoding="utf-8")
+        print(f"Wrote {page}: open it in a browser and move the thresholds.")
+    elif options.settings:
+        after = load_plan("demo", options.settings, {"filter": recipe["filter"]}).recipe.filter
+        print(render_what_if(what_if(documents, judged, before, after, options.samples)))
+    else:
+        print(render_filter_report(filter_report(documents, judged, before, options.samples)))
+
+
+def artifact_of(store: Store, run: str, label: str) -> Artifact:
+    """The artifact that a run's stage call gave.
+
+    Raises:
+        ValueError: the run did not come that far, or the artifact is gone.
+    """
+    from tasks.runs import find_run
+    from tasks.store import StoreDamage
+
+    record = find_run(store, run)
+    stage = record.stage(label)
+    if stage is None:
+        raise ValueError(f"The run {record.run_id} ({record.status}) did not come as far as {label}.")
+    try:
+        return store.open(stage.digest)
+    except StoreDamage as damage:
+        raise ValueError(f"{label} of {record.run_id}: {damage}. Run the recipe again to rebuild it.") from damage
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a model as a GGUF file, or copy its Hugging Face folder after transformers has agreed with it."""
+    import shutil
+
+    from flows.chat import model_folder
+
+    folder, target = model_folder(Store(options.home), options.model, options.run), Path(options.output)
+    if target.exists():
+        raise ValueError(f"{target} exists already. Choose another --output, or remove it first.")
+    if options.format == "hf":
+        from tasks.export import check_transformers
+
+        check = check_transformers(folder, [{"role": "user", "content": "What is a list?"}])
+        shutil.copytree(folder, target)
+        print(
+            f"Wrote {target}. In transformers its logits differ by at most {check.max_logit_difference:.1e}, "
+            f"its greedy answer {'is the same' if check.greedy_equal else 'DIFFERS'}."
+        )
+    else:
+        from tasks.export import export_gguf
+
+        export_gguf(folder, target, options.format)
+        print(f"Wrote {target} ({target.stat().st_size / 1e6:.2f} MB).")
