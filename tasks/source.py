@@ -94,9 +94,7 @@ def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
     path = Path(spec).expanduser()
     if path.is_file():
         if not is_readable(path.name):
-            raise ValueError(
-                f"{spec}: the ending {path.suffix or '(none)'} is not one that can be read; see `resolve`."
-            )
+            raise ValueError(f"{spec}: files that end in {path.suffix or 'nothing'} cannot be read. {_READABLE}")
         return [(path.name, path.resolve())]
     if path.is_dir():
         return _folder_files(path.resolve())
