@@ -153,13 +153,12 @@ def _split_words(text: I32, traits: NDArray[np.uint16], hashes: U64, lengths: I3
 @helper
 def _count_characters(text: I32, traits: NDArray[np.uint16], words: int, out: F32) -> None:
     classes = np.zeros(4, np.int64)
-    hashes = ellipses = curly = newlines = 0
+    hashes = ellipses = newlines = 0
     dots = 0
     for i in range(len(text)):
         point = text[i]
         classes[traits[point] & 3] += 1
         hashes += int(point == 35)
-        curly += int(point == 123)
         newlines += int(point == 10)
         ellipses += int(point == 0x2026)
         dots = dots + 1 if point == 46 else 0
@@ -170,7 +169,6 @@ def _count_characters(text: I32, traits: NDArray[np.uint16], words: int, out: F3
     out[CHARACTERS] = len(text)
     out[HASH_RATIO] = _share(hashes, words)
     out[ELLIPSIS_RATIO] = _share(ellipses, words)
-    out[CURLY_BRACKETS] = curly
     out[NEWLINES_PER_WORD] = _share(newlines, words)
     out[SYMBOL_SHARE] = _share(classes[3], visible)
     out[DIGIT_SHARE] = _share(classes[2], visible)
@@ -319,7 +317,7 @@ def _equals(text: I32, start: int, end: int, wanted: str) -> bool:
 
 @helper
 def _c4_sentences(text: I32, traits: NDArray[np.uint16], start: int, end: int) -> int:
-    """Sentences of a line that C4 keeps, -1 for one that it drops (its phrases apart)."""
+    """Sentences of a line, -1 for one that C4 drops before it looks for its phrases."""
     if end == start or not traits[text[end - 1]] & _C4_END or _ends_with_dots(text, start, end):
         return -1
     words = length = longest = sentences = 0
@@ -380,7 +378,7 @@ def _measure_lines(
     out: F32,
 ) -> int:
     """All line features but repetition; leaves hash, length and filledness of the non-empty lines for that."""
-    lines = bullets = ellipses = filled = terminal = short = lorem = 0
+    lines = bullets = ellipses = filled = terminal = short = lorem = curly = 0
     stripped_total = kept_total = sentences_total = boilerplate = code = visible_total = 0
     fenced = False
     count = 0
@@ -421,6 +419,9 @@ def _measure_lines(
             fenced = fenced != fence
             kept_end = _strip_citations(text, traits, start, end)
             sentences = _c4_sentences(text, traits, start, kept_end)
+            if sentences >= 0 and not marks & JAVASCRIPT:
+                for i in range(start, kept_end):
+                    curly += int(text[i] == 123)
             if sentences >= 0 and not marks & (POLICY | JAVASCRIPT):
                 sentences_total += sentences
                 kept_total += kept_end - start
@@ -429,6 +430,7 @@ def _measure_lines(
     out[ELLIPSIS_LINE_SHARE] = _share(ellipses, lines)
     out[C4_SENTENCES] = sentences_total
     out[C4_LINE_SHARE] = _share(kept_total, stripped_total)
+    out[CURLY_BRACKETS] = curly
     out[LOREM_IPSUM] = lorem
     out[LINE_PUNCTUATION_SHARE] = _share(terminal, filled)
     out[SHORT_LINE_SHARE] = _share(short, filled)

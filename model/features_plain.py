@@ -53,7 +53,6 @@ def _characters_and_words(text: str) -> dict[str, float]:
         "ellipsis_ratio": _share(text.count("...") + text.count(names.ELLIPSIS), len(words)),
         "alphabetic_word_share": _share(sum(_has(word, LETTER) for word in words), len(words)),
         "stop_words": len(set(words) & set(names.STOP_WORDS)),
-        "curly_brackets": text.count("{"),
         "newlines_per_word": _share(text.count("\n"), len(words)),
         "markup_share": _share(markup, len(text)),
         "symbol_share": _share(classes[SYMBOL], visible),
@@ -66,12 +65,14 @@ def _lines(text: str) -> dict[str, float]:
     if not lines[-1]:
         lines.pop()
     filled = [line for line in lines if line.strip()]
-    kept = [line for line in map(_c4_strip, filled) if _c4_keeps(line)]
+    judged = [line for line in map(_c4_strip, filled) if _c4_judges(line)]
+    kept = [line for line in judged if not _marks(line) & (names.POLICY | names.JAVASCRIPT)]
     return {
         "bullet_line_share": _share(sum(line.lstrip().startswith(tuple(names.BULLETS)) for line in lines), len(lines)),
         "ellipsis_line_share": _share(sum(_ends_in_ellipsis(line) for line in lines), len(lines)),
         "c4_sentences": sum(len(_SENTENCE_END.findall(line)) for line in kept),
         "c4_line_share": _share(sum(map(len, kept)), sum(len(line.strip()) for line in filled)),
+        "curly_brackets": sum(line.count("{") for line in judged if not _marks(line) & names.JAVASCRIPT),
         "lorem_ipsum": sum(bool(_marks(line) & names.LOREM) for line in filled),
         "line_punctuation_share": _share(
             sum(line.rstrip().endswith(tuple(names.TERMINAL_PUNCTUATION)) for line in filled), len(filled)
@@ -107,15 +108,14 @@ def _c4_strip(line: str) -> str:
     return line
 
 
-def _c4_keeps(line: str) -> bool:
-    """Whether C4 keeps this line of a page."""
+def _c4_judges(line: str) -> bool:
+    """Whether C4 goes on to look for its phrases in this line of a page, or drops it at once."""
     words = line.split()
     return (
         line.endswith(tuple(names.C4_LINE_ENDS))
         and not line.endswith("...")
         and len(words) >= names.C4_LINE_WORDS
         and max(map(len, words)) <= names.C4_LONGEST_WORD
-        and not _marks(line) & (names.POLICY | names.JAVASCRIPT)
     )
 
 

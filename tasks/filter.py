@@ -98,7 +98,7 @@ class FilterConfig(MeasureConfig):
     )
     min_c4_sentences: int = Field(0, ge=0, description="Fewest sentences in the lines that C4 would keep (C4: 5).")
     min_c4_line_share: float = Field(0, ge=0, le=1, description="Smallest share of text in lines that C4 would keep.")
-    max_curly_brackets: int = Field(_LARGE, ge=0, description="Most opening curly brackets (C4: 0).")
+    max_curly_brackets: int = Field(_LARGE, ge=0, description="Most `{` in lines that C4 would judge (C4: 0).")
     max_lorem_ipsum: int = Field(0, ge=0, description="Most lines with `lorem ipsum` (C4: 0).")
     min_line_punctuation_share: float = Field(
         0, ge=0, le=1, description="Fewest lines that end in terminal punctuation (FineWeb: 0.12)."

@@ -67,7 +67,7 @@ DROPPED: dict[str, tuple[float, str]] = {
     "max_duplicate_10gram_share": (0.10, " ".join("abcdefghij" * 2)),
     "min_c4_sentences": (5, "There is one sentence here."),
     "min_c4_line_share": (0.5, "This line is kept.\nthis one has no end and is rather long"),
-    "max_curly_brackets": (0, "int main() { return 0; }"),
+    "max_curly_brackets": (0, "Then main() { return 0; } ends."),
     "max_lorem_ipsum": (0, "Lorem ipsum dolor sit amet"),
     "min_line_punctuation_share": (0.12, "no end\nno end either"),
     "max_short_line_share": (0.67, "short\nlines\nonly"),
