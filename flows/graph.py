@@ -44,15 +44,18 @@ Incumbent = Callable[[Artifact], Mapping[str, Artifact]]
 """Given the candidate's evaluation, the evaluation to beat under the name `incumbent`; empty where there is none."""
 
 
-def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner) -> Products:
-    """Raw text in, five models and a verdict out.
+@dataclass(frozen=True)
+class Prepared:
+    """What models are trained on."""
 
-    Args:
-        recipe: every stage's config.
-        sources: corpus, conversations and preference pairs.
-        incumbent: finds the champion's evaluation, which the gate compares the candidate with.
-        run: who carries out each stage call.
-    """
+    tokenizer: Artifact
+    tokens: Artifact
+    conversations: Artifact
+    preferences: Artifact
+
+
+def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
+    """Raw text in, tokens, conversations and pairs out: the first half of the pipeline."""
     documents = run(ingest, recipe.ingest, corpus=sources.corpus)
     filtered = run(filter, recipe.filter, documents=documents)
     unique = run(dedup, recipe.dedup, documents=documents, filtered=filtered)
@@ -63,8 +66,22 @@ def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner
     corpus["decontaminated"] = clean
     bpe = run(tokenizer, recipe.tokenizer, **corpus)
     tokens = run(pack, recipe.pack, **corpus, tokenizer=bpe)
+    return Prepared(bpe, tokens, chats, pairs)
 
-    base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=bpe)
+
+def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner) -> Products:
+    """Raw text in, five models and a verdict out.
+
+    Args:
+        recipe: every stage's config.
+        sources: corpus, conversations and preference pairs.
+        incumbent: finds the champion's evaluation, which the gate compares the candidate with.
+        run: who carries out each stage call.
+    """
+    data = prepare(recipe, sources, run)
+    tokens, chats, pairs = data.tokens, data.conversations, data.preferences
+
+    base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=data.tokenizer)
     chat = run(sft, recipe.sft, base=base, conversations=chats)
     aligned = run(dpo, recipe.dpo, policy=chat, preferences=pairs)
     int8 = run(quantize, recipe.int8, "int8", model=aligned, calibration=tokens)

@@ -1,7 +1,14 @@
 """A run's summary as Markdown, for Prefect's page, MLflow's artifacts and notifications."""
 
-from flows.summary import Summary, model_rows, stage_figures
+import json
+
+import yaml
+
+from flows.summary import Summary, model_rows, stage_figures, summarise
+from tasks.plots import quality_against_size
 from tasks.progress import format_seconds
+from tasks.runs import RunRecord
+from tasks.store import Manifest, Store
 
 _MODEL_COLUMNS = {
     "model": "model",
@@ -10,6 +17,35 @@ _MODEL_COLUMNS = {
     "val_perplexity": "perplexity",
     "reward_accuracy": "reward accuracy",
 }
+
+
+def report_files(store: Store, record: RunRecord) -> dict[str, bytes]:
+    """What stays with a run in MLflow, by file name; `tables/` holds what its pages show as tables."""
+    summary = summarise(store, record)
+    files = {
+        "summary.md": summary_markdown(summary),
+        "recipe.yaml": yaml.safe_dump(record.recipe, sort_keys=False),
+        "command.txt": f"{record.command}\n",
+        "run.json": record.model_dump_json(indent=1),
+    }
+    if summary.manifests:
+        newest = max(summary.manifests.values(), key=lambda manifest: manifest.created)
+        files["environment.json"] = json.dumps(newest.environment, indent=1)
+    if summary.samples:
+        rows = [[sample.prompt, sample.answer] for sample in summary.samples]
+        files["tables/samples.json"] = json.dumps({"columns": ["prompt", "answer"], "data": rows})
+    return {name: text.encode() for name, text in files.items()} | _plots(summary)
+
+
+def _plots(summary: Summary) -> dict[str, bytes]:
+    """Drawn only where something was built: a run that was served whole would wait for nothing new."""
+    if all(stage.status == "cached" for stage in summary.record.stages):
+        return {}
+    evaluations: dict[str, Manifest] = {}
+    for label, manifest in summary.manifests.items():
+        if manifest.stage == "evaluate" and {"size_bytes", "val_bits_per_byte"} <= manifest.metrics.keys():
+            evaluations[label.removeprefix("evaluate_")] = manifest
+    return {"plots/quality_against_size.png": quality_against_size(evaluations)} if evaluations else {}
 
 
 def summary_markdown(summary: Summary) -> str:

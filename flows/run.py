@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from flows.champion import incumbent_of, promote, role_of
-from flows.graph import Products, Sources, pipeline
+from flows.graph import Products, Sources, pipeline, prepare
 from flows.recipe import Recipe
 from flows.runners import InProcess
 from tasks.execution import Execution
@@ -13,6 +13,7 @@ from tasks.store import Store
 from tasks.track import Tracker
 
 MakeRunner = Callable[[Recipe, Execution, Tracker, Mapping[str, str]], InProcess]
+Body = Callable[[Recipe, Sources, InProcess], None]
 
 
 def resolve_sources(recipe: Recipe, execution: Execution) -> Sources:
@@ -38,19 +39,34 @@ def source_digests(sources: Sources) -> dict[str, str]:
     }
 
 
-def execute(recipe: Recipe, execution: Execution, tracker: Tracker, make_runner: MakeRunner = InProcess) -> RunRecord:
-    """Run the pipeline to its end and return its record.
+def build_models(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
+    """The whole pipeline; the champion changes hands if the verdict says so."""
+    products: Products = pipeline(recipe, sources, incumbent_of(runner.store, recipe.name), runner)
+    promote(runner.store, recipe.name, products, runner.record)
+    runner.tracker.judged(products.models["dpo"].digest, role_of(runner.store, recipe.name, products))
+
+
+def prepare_data(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
+    """As far as tokens: what a schedule does with new text before anybody decides to train on it."""
+    prepare(recipe, sources, runner)
+
+
+def execute(
+    recipe: Recipe,
+    execution: Execution,
+    tracker: Tracker,
+    make_runner: MakeRunner = InProcess,
+    body: Body = build_models,
+) -> RunRecord:
+    """Run the pipeline, or as much of it as `body` does, and return the run's record.
 
     Raises:
         ValueError: a stage refused its input; the record says failed, and what was built stays.
     """
     sources = resolve_sources(recipe, execution)
     runner = make_runner(recipe, execution, tracker, source_digests(sources))
-    store = Store(execution.home)
     try:
-        products: Products = pipeline(recipe, sources, incumbent_of(store, recipe.name), runner)
-        promote(store, recipe.name, products, runner.record)
-        tracker.judged(products.models["dpo"].digest, role_of(store, recipe.name, products))
+        body(recipe, sources, runner)
     except Exception as error:
         runner.finish("failed", str(error))
         raise

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.recipe import Recipe
+from flows.report import report_files
 from tasks.execution import Execution
 from tasks.progress import console, format_seconds
 from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
@@ -51,6 +52,8 @@ class InProcess:
     def finish(self, status: Status, error: str = "") -> None:
         """Close the record and tracking, whatever happened."""
         end_run(self.store, self.record, status, error)
+        for name, data in report_files(self.store, self.record).items():
+            self.tracker.attach(name, data)
         self.tracker.finish(self.record, status)
 
     def _write_down(self, outcome: Outcome) -> None:

@@ -21,11 +21,17 @@ def run_with_prefect(recipe: Recipe, execution: Execution) -> RunRecord:
 
     Raises:
         ValueError: a stage refused its input, or the server did not start.
+        KeyboardInterrupt: we were asked to stop, by Ctrl-C or SIGTERM.
     """
     with prefect_server(execution):
+        from prefect.exceptions import TerminationSignal
+
         from flows.pipeline import bessemer
 
-        return bessemer(recipe, execution)
+        try:
+            return bessemer(recipe, execution)
+        except TerminationSignal:
+            raise KeyboardInterrupt from None
 
 
 @contextmanager

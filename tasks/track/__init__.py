@@ -30,6 +30,9 @@ class Tracker(Protocol):
     def judged(self, digest: str, role: Role) -> None:
         """The gate made the model with this digest the champion, or left it a challenger."""
 
+    def attach(self, name: str, data: bytes) -> None:
+        """A file that stays with the run, such as `summary.md`."""
+
     def finish(self, record: RunRecord, status: Status) -> None:
         """The run ended; `record` is complete."""
 
@@ -48,6 +51,9 @@ class Untracked:
         """Ignore it."""
 
     def judged(self, digest: str, role: Role) -> None:
+        """Ignore it."""
+
+    def attach(self, name: str, data: bytes) -> None:
         """Ignore it."""
 
     def finish(self, record: RunRecord, status: Status) -> None:

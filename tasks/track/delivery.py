@@ -243,6 +243,16 @@ def deliver_plots(connection: Connection, run_id: str, store: Store, outcome: Ou
             connection.client.log_artifacts(run_id, folder, "plots")
 
 
+def deliver_files(connection: Connection, run_id: str, folder: Path) -> None:
+    """Upload what was attached to a run; what lies in `tables/` is shown as tables (MLflow finds them by this tag)."""
+    if not folder.is_dir():
+        return
+    connection.client.log_artifacts(run_id, str(folder))
+    tables = [{"path": f"tables/{path.name}", "type": "table"} for path in sorted(folder.glob("tables/*.json"))]
+    if tables:
+        connection.client.set_tag(run_id, "mlflow.loggedArtifacts", json.dumps(tables))
+
+
 def _without_known(connection: Connection, run_id: str, metrics: Sequence[Metric]) -> list[Metric]:
     """Those whose step the server does not have yet: it was sent live, or by a delivery that was cut off."""
     known = {

@@ -1,6 +1,7 @@
 """The tracker of a run: the run only appends to lists, a thread of its own talks to MLflow."""
 
 import fcntl
+import shutil
 import threading
 from collections import deque
 from collections.abc import Mapping
@@ -120,6 +121,12 @@ class MlflowTracker:
         """Keep it until the run ends."""
         self._judgement = Judgement(digest=digest, role=role)
 
+    def attach(self, name: str, data: bytes) -> None:
+        """Keep the file beside the ledger until it is sent."""
+        path = _attachments(self._store, self._record.run_id) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
     def finish(self, record: RunRecord, status: Status) -> None:
         """Deliver the rest, within FINISH_TIMEOUT_S; what stays is sent by the next run."""
         self._ending = True
@@ -184,6 +191,10 @@ class MlflowTracker:
 
 def _ledger_folder(store: Store) -> Path:
     return tracking_folder(store.home) / "unsent"
+
+
+def _attachments(store: Store, run_id: str) -> Path:
+    return _ledger_folder(store) / run_id
 
 
 def save_ledger(store: Store, ledger: Ledger) -> None:
@@ -253,12 +264,12 @@ def complete(connection: Connection, store: Store, ledger: Ledger, record: RunRe
         delivery.cost_metrics(store, record, ended_ms),
         tags={"status": record.status, "error": record.error} if record.error else {"status": record.status},
     )
-    folder = run_folder(store) / record.run_id
-    if folder.is_dir():
-        client.log_artifacts(record.tracking_run_id, str(folder))
+    folder = _attachments(store, record.run_id)
+    delivery.deliver_files(connection, record.tracking_run_id, folder)
     client.set_terminated(record.tracking_run_id, status, ended_ms)
     (_ledger_folder(store) / f"{ledger.run_id}.json").unlink(missing_ok=True)
     (_ledger_folder(store) / f"{ledger.run_id}.lock").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _outcomes_of(store: Store, record: RunRecord) -> list[Outcome]:
