@@ -11,9 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.jit import COMPILED, helper, kernel
-from model.words import U64, Ragged
+from model.jit import helper, kernel
+from model.words import Ragged
 
+U32 = NDArray[np.uint32]
 I32 = NDArray[np.int32]
 I64 = NDArray[np.int64]
 KEPT, EXACT, NEAR = 0, 1, 2
@@ -28,7 +29,7 @@ class Batch:
     filled: (buckets,) how many earlier kept documents the bucket has, at most bucket_size
     exact: (documents,) equal numbers for equal normalised texts
     exact_witness: (documents,) the earlier kept document of the same text, or NO_WITNESS
-    sets: the sorted distinct shingles of each document that has any candidate
+    sets: the sorted distinct shingle hashes of each document
     candidates: CSR (starts (documents + 1,), witnesses) of earlier kept documents in the document's buckets
     witness_sets: the sorted distinct shingles of these
     sketches: (documents, permutations) low byte of each signature value
@@ -96,32 +97,8 @@ def keep_first(batch: Batch, rule: Rule) -> Verdicts:
     return verdicts
 
 
-def sorted_sets(shingled: Ragged) -> Ragged:
-    """The distinct values of each row, ascending."""
-    if not COMPILED:
-        rows = [np.unique(shingled[row]) for row in range(len(shingled))]
-        ends = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-        return Ragged(np.concatenate(rows) if rows else shingled.values, ends)
-    values, ends = shingled.values.copy(), np.zeros(len(shingled) + 1, np.int64)
-    _sort_rows(values, shingled.offsets, ends)
-    return Ragged(values[: ends[-1]].copy(), ends)
-
-
-@kernel("out u8[:]", "i8[:]", "out i8[:]")
-def _sort_rows(values: U64, offsets: I64, ends: I64) -> None:
-    """Sort each row, drop repetitions and close the gaps, in place."""
-    place = 0
-    for row in range(len(offsets) - 1):
-        ordered = np.sort(values[offsets[row] : offsets[row + 1]])
-        for i in range(len(ordered)):
-            if i == 0 or ordered[i] != ordered[i - 1]:
-                values[place] = ordered[i]
-                place += 1
-        ends[row + 1] = place
-
-
 @helper
-def similarity(later: U64, earlier: U64, containment: int) -> float:
+def similarity(later: U32, earlier: U32, containment: int) -> float:
     """Jaccard similarity of two sorted sets, or the share of `later` that is in `earlier`; 0 for an empty `later`."""
     i = j = common = 0
     while i < len(later) and j < len(earlier):
@@ -187,7 +164,7 @@ def _enter(buckets: I32, filled: I32, members: I32, row: int, enters: NDArray[np
 
 
 @kernel(
-    "i4[:,:]", "out i4[:]", "i8[:]", "i8[:]", "u8[:]", "i8[:]", "i8[:]", "i8[:]", "u8[:]", "i8[:]",
+    "i4[:,:]", "out i4[:]", "i8[:]", "i8[:]", "u4[:]", "i8[:]", "i8[:]", "i8[:]", "u4[:]", "i8[:]",
     "u1[:,:]", "out i4[:,:]", "f8", "i8", "i8", "out u1[:]", "out i8[:]", "out f8[:]", "out b1[:,:]",
 )  # fmt: skip
 def _judge(
@@ -195,11 +172,11 @@ def _judge(
     filled: I32,
     exact: I64,
     exact_witness: I64,
-    sets: U64,
+    sets: U32,
     set_starts: I64,
     candidate_starts: I64,
     candidates: I64,
-    witness_sets: U64,
+    witness_sets: U32,
     witness_starts: I64,
     sketches: NDArray[np.uint8],
     members: I32,

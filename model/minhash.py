@@ -4,8 +4,10 @@ Broder 1997 (the sketch), Leskovec et al. "Mining of Massive Datasets" ch. 3 (ba
 permutations: h -> a*fmix32(h) + b mod 2^32 with odd a, so signatures can be exchanged with it as `LeanMinHash`.
 """
 
+from collections.abc import Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +24,7 @@ from model.words import (
     lower_non_ascii,
     mix64,
     shingle_in_place,
+    shingles,
     shingles_plain,
 )
 
@@ -33,6 +36,7 @@ EMPTY = np.uint32(0xFFFFFFFF)
 """Value of each row of the signature of a document without words, as in datasketch."""
 
 U32 = NDArray[np.uint32]
+SLICE_BYTES = 16_000_000
 
 
 @cache
@@ -56,19 +60,74 @@ def signatures(texts: pa.LargeStringArray, words: int, count: int, seed: int) ->
 
 def signatures_plain(texts: pa.LargeStringArray, words: int, count: int, seed: int) -> U32:
     """`signatures` by numpy alone, bit for bit."""
-    return sign(shingles_plain(texts, words), count, seed)
+    shingled = shingles_plain(texts, words)
+    return _sign_plain(Ragged(shingle_hash32(shingled.values), shingled.offsets), count, seed)
 
 
-def sign(shingled: Ragged, count: int, seed: int) -> U32:
-    """Signatures of shingles that are hashed already. (documents, count)"""
-    out = np.full((len(shingled), count), EMPTY, np.uint32)
+def sign(hashes: Ragged, count: int, seed: int) -> U32:
+    """Signatures of shingles that are hashed to 32 bits already. (documents, count)"""
+    if not COMPILED:
+        return _sign_plain(hashes, count, seed)
+    out = np.empty((len(hashes), count), np.uint32)
     a, b = permutations(count, seed)
-    for row in range(len(shingled)):
-        mixed = _fmix32(shingle_hash32(shingled[row]))
+    _sign_kernel(hashes.values, hashes.offsets, a, b, out)
+    return out
+
+
+def _sign_plain(hashes: Ragged, count: int, seed: int) -> U32:
+    out = np.full((len(hashes), count), EMPTY, np.uint32)
+    a, b = permutations(count, seed)
+    for row in range(len(hashes)):
+        mixed = _fmix32(hashes[row])
         # Permutation by permutation keeps the memory at one value a shingle, also for a book of 50 MB.
         for k in range(count if len(mixed) else 0):
             out[row, k] = (mixed * a[k] + b[k]).min()
     return out
+
+
+def shingle_sets(texts: pa.LargeStringArray, words: int) -> Ragged:
+    """The distinct 32-bit shingle hashes of each text, ascending: what its signature is of, and real similarity."""
+    parts = [_shingle_sets(part, words) for part in _slices(texts)]
+    offsets = [np.zeros(1, np.int64)]
+    for part in parts:
+        offsets.append(part.offsets[1:] + offsets[-1][-1])
+    values = np.concatenate([np.empty(0, np.uint32), *(part.values for part in parts)])
+    return Ragged(values, np.concatenate(offsets))
+
+
+def _slices(texts: pa.LargeStringArray) -> Iterator[pa.LargeStringArray]:
+    """Runs of documents of about SLICE_BYTES, as 64-bit shingles take up to four times the memory of their text."""
+    offsets = buffers_of(texts).offsets
+    start = 0
+    while start < len(texts):
+        end = max(int(np.searchsorted(offsets, offsets[start] + SLICE_BYTES)), start + 1)
+        yield texts.slice(start, min(end, len(texts)) - start)
+        start = end
+
+
+def _shingle_sets(texts: pa.LargeStringArray, words: int) -> Ragged:
+    shingled = shingles(texts, words)
+    values = shingle_hash32(shingled.values)
+    if not COMPILED:
+        rows = [np.unique(values[start:end]) for start, end in pairwise(shingled.offsets.tolist())]
+        ends = np.cumsum([0, *map(len, rows)]).astype(np.int64)
+        return Ragged(np.concatenate([np.empty(0, np.uint32), *rows]), ends)
+    ends = np.zeros(len(texts) + 1, np.int64)
+    _sort_rows(values, shingled.offsets, ends)
+    return Ragged(values[: ends[-1]].copy(), ends)
+
+
+@kernel("out u4[:]", "i8[:]", "out i8[:]")
+def _sort_rows(values: U32, offsets: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
+    """Sort each row, drop repetitions and close the gaps, in place."""
+    place = 0
+    for row in range(len(offsets) - 1):
+        ordered = np.sort(values[offsets[row] : offsets[row + 1]])
+        for i in range(len(ordered)):
+            if i == 0 or ordered[i] != ordered[i - 1]:
+                values[place] = ordered[i]
+                place += 1
+        ends[row + 1] = place
 
 
 def shingle_hash32(values: U64) -> U32:
@@ -83,11 +142,21 @@ def _fmix32(h: U32) -> U32:
 
 
 @helper
-def _fmix(value: np.uint64) -> np.uint32:
-    h = np.uint32(value >> np.uint64(32))
+def _fmix(h: np.uint32) -> np.uint32:
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.uint32(h ^ (h >> np.uint32(16)))
+
+
+@helper
+def _lowest(mixed: U32, count: int, a: U32, b: U32, out: U32) -> None:
+    """Permutations outside, shingles inside: the minimum stays in a register, twice as fast as the other way round."""
+    for k in range(len(a)):
+        lowest = np.uint32(0xFFFFFFFF)
+        for i in range(count):
+            value = np.uint32(mixed[i] * a[k] + b[k])
+            lowest = min(lowest, value)
+        out[k] = lowest
 
 
 @kernel("u1[:]", "i8[:]", "u1[:]", "u1[:]", "i8", "u4[:]", "u4[:]", "out u4[:,:]")
@@ -110,14 +179,21 @@ def _signatures_kernel(
         count = hash_words(data[offsets[row] : offsets[row + 1]], letters, classes, scratch)
         count = shingle_in_place(scratch, count, words)
         for i in range(count):
-            mixed[i] = _fmix(scratch[i])
-        # Permutations outside, shingles inside: the minimum stays in a register, twice as fast as the other way round.
-        for k in range(len(a)):
-            lowest = np.uint32(0xFFFFFFFF)
-            for i in range(count):
-                value = np.uint32(mixed[i] * a[k] + b[k])
-                lowest = min(lowest, value)
-            out[row, k] = lowest
+            mixed[i] = _fmix(np.uint32(scratch[i] >> np.uint64(32)))
+        _lowest(mixed, count, a, b, out[row])
+
+
+@kernel("u4[:]", "i8[:]", "u4[:]", "u4[:]", "out u4[:,:]")
+def _sign_kernel(values: U32, offsets: NDArray[np.int64], a: U32, b: U32, out: U32) -> None:
+    longest = 0
+    for row in range(len(offsets) - 1):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    mixed = np.empty(longest, np.uint32)
+    for row in range(len(offsets) - 1):
+        count = offsets[row + 1] - offsets[row]
+        for i in range(count):
+            mixed[i] = _fmix(values[offsets[row] + i])
+        _lowest(mixed, count, a, b, out[row])
 
 
 def band_keys(signature: U32, bands: int, rows: int) -> U64:
@@ -136,7 +212,7 @@ def collision_probability(similarity: float, bands: int, rows: int) -> float:
     return float(1 - (1 - similarity**rows) ** bands)
 
 
-def jaccard(left: U64, right: U64) -> float:
+def jaccard(left: NDArray[Any], right: NDArray[Any]) -> float:
     """Exact Jaccard similarity of two sets of shingle hashes; 0 where both are empty."""
     union = np.union1d(left, right).size
     return np.intersect1d(left, right).size / union if union else 0.0

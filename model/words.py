@@ -48,10 +48,10 @@ _MIX_1, _MIX_2, _MIX_SHIFT = np.uint64(0xFF51AFD7ED558CCD), np.uint64(0xC4CEB9FE
 class Ragged:
     """One array of values a document, end to end: document i has `values[offsets[i]:offsets[i + 1]]`."""
 
-    values: U64
+    values: NDArray[Any]
     offsets: NDArray[np.int64]
 
-    def __getitem__(self, row: int) -> U64:
+    def __getitem__(self, row: int) -> NDArray[Any]:
         return self.values[self.offsets[row] : self.offsets[row + 1]]
 
     def __len__(self) -> int:

@@ -3,8 +3,8 @@
 Keep-first in canonical order (see model/keep_first.py): a document goes if an earlier *kept* one has the same
 normalised text, or shares an LSH bucket with it and enough of its real shingles. Signing is mapped over shards; the
 verdicts are sequential but cheap, and an index of what was kept (tasks/dedup_index.py) carries them from run to run, so
-new shards at the end cost only themselves. Global, and so not bounded by the shard, is only that index: on disk, memory
-mapped, about 300 bytes a kept document at the default settings.
+new shards at the end cost only themselves. Only that index is global and not bounded by the shard: on disk and memory
+mapped, about 300 bytes a kept document at the defaults, and 4 bytes for each shingle that drops are verified on.
 """
 
 import shutil
@@ -12,11 +12,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.ipc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
@@ -36,6 +37,9 @@ from tasks.identity import code_digest
 from tasks.shards import Counts, ShardJob, map_shards
 from tasks.stage import Artifact, StageConfig, StageRun, stage
 from tasks.store import file_sha256
+
+if TYPE_CHECKING:
+    from model.words import Ragged
 
 FILTERED, EXACT, NEAR = "filtered", "exact_duplicate", "near_duplicate"
 SIEVE_MARGIN = 0.2
@@ -64,23 +68,33 @@ class DedupConfig(StageConfig):
 
 
 def sign_shard(inputs: tuple[Path, ...], output: Path, cfg: DedupConfig) -> Counts:
-    """Write row, id, text hash and signature of each document of a shard that the filter kept."""
+    """Write row, id, text hash, signature and shingles of each document of a shard that the filter kept.
+
+    As one uncompressed Arrow batch, so that the shingles of single documents can later be read through a memory map.
+    """
     from model.exact import text_hashes
-    from model.minhash import signatures
+    from model.minhash import shingle_sets, sign
     from model.words import as_texts
 
     keep = pq.read_table(inputs[1], columns=["keep"])["keep"]
     table = pq.read_table(inputs[0], columns=["doc_id", "text"]).filter(keep)
     texts = as_texts(table["text"])
-    signature = signatures(texts, cfg.shingle_words, cfg.bands * cfg.rows, cfg.seed)
+    sets = shingle_sets(texts, cfg.shingle_words)
     columns = {
         "row": pa.array(np.flatnonzero(keep.to_numpy()).astype(np.int32)),
-        "doc_id": table["doc_id"],
+        "doc_id": _one_array(table["doc_id"]),
         "text_hash": _fixed_binary(text_hashes(texts)),
-        "signature": _fixed_binary(signature),
+        "signature": _fixed_binary(sign(sets, cfg.bands * cfg.rows, cfg.seed)),
+        "shingles": pa.LargeListArray.from_arrays(pa.array(sets.offsets), pa.array(sets.values)),
     }
-    write_table(pa.table(columns), output)
+    batch = pa.RecordBatch.from_pydict(columns)
+    with pa.ipc.new_file(output, batch.schema) as writer:
+        writer.write_batch(batch)
     return {"documents": float(len(table))}
+
+
+def _one_array(column: pa.ChunkedArray) -> pa.Array:
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
 
 
 def _fixed_binary(rows: NDArray[Any]) -> pa.FixedSizeBinaryArray:
@@ -89,12 +103,10 @@ def _fixed_binary(rows: NDArray[Any]) -> pa.FixedSizeBinaryArray:
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(data), [None, pa.py_buffer(data)])
 
 
-def _rows_of(column: pa.ChunkedArray, dtype: Any) -> NDArray[Any]:
+def _rows_of(array: pa.FixedSizeBinaryArray, dtype: Any) -> NDArray[Any]:
     """The matrix that `_fixed_binary` stored."""
-    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    width = column.type.byte_width // np.dtype(dtype).itemsize
-    flat = np.frombuffer(array.buffers()[1] or b"", dtype)
-    return flat.reshape(-1, width)[array.offset : array.offset + len(array)]
+    width = array.type.byte_width // np.dtype(dtype).itemsize
+    return np.frombuffer(array.buffers()[1] or b"", dtype)[: len(array) * width].reshape(-1, width)
 
 
 @dataclass(frozen=True)
@@ -104,22 +116,28 @@ class Signed:
     rows: (documents,) in the document shard
     text_hash: (documents, 2)
     signature: (documents, permutations)
+    sets: the sorted distinct shingle hashes of each
     """
 
     rows: NDArray[np.int32]
     doc_ids: pa.Array
     text_hash: NDArray[np.uint64]
     signature: NDArray[np.uint32]
+    sets: "Ragged"
 
 
-def _read_signed(path: Path) -> Signed:
-    table = pq.read_table(path)
-    ids = table["doc_id"].combine_chunks() if len(table) else pa.array([], pa.string())
+def read_signed(path: Path) -> Signed:
+    """Map a file of `sign_shard` into memory; what is not looked at is not read."""
+    from model.words import Ragged
+
+    batch = pa.ipc.open_file(pa.memory_map(str(path))).get_batch(0)
+    shingles = batch["shingles"]
     return Signed(
-        table["row"].to_numpy(),
-        ids,
-        _rows_of(table["text_hash"], np.uint64),
-        _rows_of(table["signature"], np.uint32),
+        batch["row"].to_numpy(),
+        batch["doc_id"],
+        _rows_of(batch["text_hash"], np.uint64),
+        _rows_of(batch["signature"], np.uint32),
+        Ragged(shingles.values.to_numpy(), shingles.offsets.to_numpy()),
     )
 
 
@@ -133,20 +151,19 @@ class Judged:
     segment: Segment
 
 
-def judge(signed: Signed, shard: int, shards: Sequence[Path], segments: Sequence[Segment], cfg: DedupConfig) -> Judged:
-    """Judge one shard's documents against those kept before (`segments`) and against each other.
+def judge(signed: Signed, shard: int, index: DedupIndex, cfg: DedupConfig) -> Judged:
+    """Judge one shard's documents against those kept in earlier shards and against each other.
 
     Args:
         signed: the documents.
-        shard: number of their shard among `shards`.
-        shards: the document shards, from which the texts of candidates are read again.
-        segments: the index of what was kept in earlier shards.
+        shard: the number of their shard.
+        index: what was kept in earlier shards.
         cfg: the parameters.
     """
     from model.keep_first import KEPT, Batch, Rule, keep_first
     from model.minhash import EMPTY, band_keys
-    from model.words import Ragged
 
+    segments = index.segments(shard)
     permutations = cfg.bands * cfg.rows
     sieve = max(cfg.threshold - SIEVE_MARGIN, 0.0) if cfg.similarity == "jaccard" else 0.0
     rule = Rule(cfg.bucket_size, cfg.threshold, int(cfg.similarity == "containment"), int(sieve * permutations))
@@ -159,42 +176,50 @@ def judge(signed: Signed, shard: int, shards: Sequence[Path], segments: Sequence
     rows, documents = hits.rows[near], hits.documents[near]
     exact_witness = find_exact(segments, signed.text_hash)
     past = np.unique(np.concatenate([documents, exact_witness[exact_witness >= 0]]))
-    places = locate(segments, past)
-    witnesses = read_rows(shards, places)
+    witnesses = _witnesses(index, locate(segments, past))
 
     buckets, filled = _buckets(keys, worded, hits.filled)
-    involved = _share_a_bucket(buckets) | np.isin(np.arange(len(worded)), rows)
-    own = read_rows(shards, _places(shard, signed.rows[involved]))
-    sets = _sets(own["text"], cfg)
-    lengths = np.zeros(len(worded), np.int64)
-    lengths[involved] = np.diff(sets.offsets)
     exact = np.unique(signed.text_hash, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     batch = Batch(
         buckets=buckets,
         filled=filled,
         exact=exact,
         exact_witness=np.where(exact_witness >= 0, np.searchsorted(past, exact_witness), -1),
-        sets=Ragged(sets.values, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)),
+        sets=signed.sets,
         candidate_starts=np.searchsorted(rows, np.arange(len(worded) + 1)).astype(np.int64),
         candidates=np.searchsorted(past, documents).astype(np.int64),
-        witness_sets=_sets(witnesses["text"], cfg),
+        witness_sets=witnesses.sets,
         sketches=sketches,
     )
     verdicts = keep_first(batch, rule)
-    ids = pa.concat_arrays([_one_array(witnesses["doc_id"]), signed.doc_ids])
+    ids = pa.concat_arrays([witnesses.doc_ids, signed.doc_ids])
     named = ids.take(pa.array(np.maximum(verdicts.witness, 0))).to_pylist() if len(ids) else []
     duplicate_of = [name if witness >= 0 else "" for name, witness in zip(named, verdicts.witness.tolist())]
     kept = verdicts.kind == KEPT
-    return Judged(
-        verdicts.kind,
-        duplicate_of,
-        verdicts.similarity,
-        _segment(signed, shard, keys, sketches, kept, verdicts.enters),
-    )
+    segment = _segment(signed, shard, keys, sketches, kept, verdicts.enters)
+    return Judged(verdicts.kind, duplicate_of, verdicts.similarity, segment)
 
 
-def _one_array(column: pa.ChunkedArray) -> pa.Array:
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+@dataclass(frozen=True)
+class Witnesses:
+    """Ids and shingles of some earlier kept documents."""
+
+    doc_ids: pa.Array
+    sets: "Ragged"
+
+
+def _witnesses(index: DedupIndex, places: NDArray[np.uint32]) -> Witnesses:
+    """The documents at (shard number, row among the signed), ascending as they are asked for."""
+    from model.words import Ragged
+
+    ids, parts = [pa.array([], pa.string())], [np.empty(0, np.uint32)]
+    for shard in np.unique(places[:, 0]).tolist():
+        signed = read_signed(index.signed_path(shard))
+        rows = places[places[:, 0] == shard, 1].tolist()
+        ids.append(signed.doc_ids.take(pa.array(rows)))
+        parts += [signed.sets[row] for row in rows]
+    ends = np.cumsum([0, *map(len, parts[1:])]).astype(np.int64)
+    return Witnesses(pa.concat_arrays(ids), Ragged(np.concatenate(parts), ends))
 
 
 def _agreeing(
@@ -225,44 +250,6 @@ def _buckets(
     return buckets, np.concatenate(fillings)
 
 
-def _share_a_bucket(buckets: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which documents have company in at least one bucket of this batch. (documents,)"""
-    sizes = np.bincount(buckets[buckets >= 0], minlength=1)
-    shared: NDArray[np.bool_] = np.logical_or.reduce((sizes[buckets] > 1) & (buckets >= 0), axis=0)
-    return shared
-
-
-def _sets(texts: pa.ChunkedArray, cfg: DedupConfig) -> Any:
-    from model.keep_first import sorted_sets
-    from model.words import as_texts, shingles
-
-    return sorted_sets(shingles(as_texts(_one_array(texts)), cfg.shingle_words))
-
-
-def _places(shard: int, rows: NDArray[np.int32]) -> NDArray[np.uint32]:
-    return np.stack([np.full(len(rows), shard), rows], axis=1).astype(np.uint32)
-
-
-def read_rows(shards: Sequence[Path], places: NDArray[np.uint32]) -> pa.Table:
-    """doc_id and text of (shard number, row) places, in their order; reads the row groups concerned only."""
-    schema = pa.schema([("doc_id", pa.string()), ("text", pa.large_string())])
-    parts = [schema.empty_table()]
-    order = [np.empty(0, np.int64)]
-    for shard in np.unique(places[:, 0]):
-        mine = np.flatnonzero(places[:, 0] == shard)
-        mine = mine[np.argsort(places[mine, 1], kind="stable")]
-        file = pq.ParquetFile(shards[int(shard)])
-        sizes = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        begins = np.concatenate([[0], np.cumsum(sizes)])
-        groups = np.searchsorted(begins, places[mine, 1], "right") - 1
-        for group in np.unique(groups):
-            table = file.read_row_group(int(group), columns=["doc_id", "text"])
-            parts.append(table.take(places[mine[groups == group], 1].astype(np.int64) - begins[group]).cast(schema))
-        order.append(mine)
-    back = np.argsort(np.concatenate(order), kind="stable")
-    return pa.concat_tables(parts).take(back)
-
-
 def _segment(
     signed: Signed,
     shard: int,
@@ -288,7 +275,7 @@ def _segment(
         exact=np.ascontiguousarray(signed.text_hash[by_hash]),
         exact_places=place_of[by_hash],
         sketches=np.ascontiguousarray(sketches[kept_rows]),
-        documents=_places(shard, signed.rows[kept_rows]),
+        documents=np.stack([np.full(len(kept_rows), shard), kept_rows], axis=1).astype(np.uint32),
     )
 
 
@@ -332,10 +319,11 @@ def _judge_new_shards(
         return
     with run.progress("judge shards", sum(path.stat().st_size for path in signed[known:]), "bytes") as bar:
         for shard in range(known, len(shards)):
-            documents = _read_signed(signed[shard])
-            judged = judge(documents, shard, shards, index.segments(shard), cfg)
+            documents = read_signed(signed[shard])
+            judged = judge(documents, shard, index, cfg)
             aside = run.scratch / "verdicts.parquet"
             write_table(_attributes(shards[shard], documents, judged), aside)
+            index.keep_signed(shard, signed[shard])
             index.keep_verdicts(shard, aside)
             index.commit(shard, judged.segment)
             bar.advance(signed[shard].stat().st_size)
@@ -362,7 +350,7 @@ def dedup(run: StageRun, cfg: DedupConfig, documents: Artifact, filtered: Artifa
     """Judge every document that the filter kept; attributes as everywhere, and all (dropped, kept) pairs."""
     aligned = aligned_shards(documents, filtered)
     shards = [document_shard for document_shard, _ in aligned]
-    signed = [run.scratch / "signed" / shard.name for shard in shards]
+    signed = [run.scratch / "signed" / f"{shard.stem}.arrow" for shard in shards]
     map_shards(run, sign_shard, [ShardJob(paths, path) for paths, path in zip(aligned, signed)], cfg)
     digests = [f"{file_sha256(shard)} {file_sha256(path)}" for shard, path in zip(shards, signed)]
     parameters = index_parameters(cfg)

@@ -9,6 +9,7 @@ Nothing is ever changed in place: a segment is written aside and renamed, so a c
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -51,7 +52,7 @@ class Segment:
     starts: (bands + 1,) where each band's entries begin
     exact, exact_places: (documents, 2), (documents,) 128-bit hashes of the texts, ascending by the first half
     sketches: (documents, permutations) low byte of each signature value, to tell most false candidates cheaply
-    documents: (documents, 2) shard number and row of each document
+    documents: (documents, 2) shard number, and row among the shard's signed documents
     """
 
     keys: U64
@@ -118,10 +119,24 @@ class DedupIndex:
         digest = file_sha256(self.verdict_path(shard)).encode()
         write_atomically(self.verdict_path(shard).with_suffix(".sha256"), digest)
 
-    def _has_verdicts(self, shard: int) -> bool:
+    def signed_path(self, shard: int) -> Path:
+        """The signed documents of a shard, whose shingles later documents are compared with."""
+        return self.root / f"{self.keys[shard]}.arrow"
+
+    def keep_signed(self, shard: int, signed: Path) -> None:
+        """Keep the signed documents of a shard at hand, as another name of the same bytes where that is possible."""
+        self.signed_path(shard).unlink(missing_ok=True)
+        try:
+            os.link(signed, self.signed_path(shard))
+        except OSError:
+            shutil.copyfile(signed, self.signed_path(shard))
+
+    def _is_judged(self, shard: int) -> bool:
         path = self.verdict_path(shard)
         digest = path.with_suffix(".sha256")
-        return path.exists() and digest.exists() and digest.read_text() == file_sha256(path)
+        if not (path.exists() and digest.exists() and self.signed_path(shard).exists()):
+            return False
+        return digest.read_text() == file_sha256(path)
 
     def segment_path(self, first: int, end: int) -> Path:
         """The folder of the segment of shards [first, end)."""
@@ -130,7 +145,7 @@ class DedupIndex:
     def resumable(self) -> int:
         """How many shards from the beginning are judged already, with the index as of then intact."""
         known = 0
-        while known < len(self.keys) and self._has_verdicts(known):
+        while known < len(self.keys) and self._is_judged(known):
             known += 1
         while known and not all((self.segment_path(*span) / "header.json").exists() for span in spans_of(known)):
             known -= 1
@@ -289,7 +304,7 @@ def candidate_sketches(segments: Sequence[Segment], documents: I64) -> NDArray[n
 
 
 def locate(segments: Sequence[Segment], documents: I64) -> NDArray[np.uint32]:
-    """Shard number and row of documents named (segment number << 32 | place). (documents, 2)"""
+    """Shard number and row among the signed of documents named (segment number << 32 | place). (documents, 2)"""
     out = np.empty((len(documents), 2), np.uint32)
     for number, segment in enumerate(segments):
         mine = (documents >> 32) == number

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from model import keep_first as kernels
 from model.minhash import band_keys, jaccard, shingle_hash32, signatures
 from model.words import shingles
-from tasks.dedup import DedupConfig, dedup, index_parameters, read_rows
+from tasks.dedup import DedupConfig, dedup, index_parameters
 from tasks.dedup_index import (
     FAN_IN,
     DedupIndex,
@@ -317,12 +317,6 @@ def test_spans_cover_all_shards_with_few_segments(shards: int) -> None:
     assert [shard for start, end in spans for shard in range(start, end)] == list(range(shards))
     assert len(spans) <= (FAN_IN - 1) * 5
     assert all((end - start) in (1, 8, 64, 512, 4096) and start % (end - start) == 0 for start, end in spans)
-
-
-def test_rows_are_read_in_the_asked_order(tmp_path: Path) -> None:
-    documents = make_documents(tmp_path, {"a": [f"a{n}" for n in range(30)], "b": ["b0", "b1"]})
-    places = np.array([[1, 1], [0, 29], [0, 3], [1, 0], [0, 4]], np.uint32)
-    assert read_rows(document_shards(documents), places)["text"].to_pylist() == ["b1", "a29", "a3", "b0", "a4"]
 
 
 def test_compiled_and_plain_keep_first_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from model import minhash, words
 from model.exact import text_hashes, text_hashes_plain
-from model.keep_first import sorted_sets
 
 RELAXED = settings(deadline=None)  # the first example may load a kernel
 ODD_TEXTS = [
@@ -172,9 +171,13 @@ def test_text_hashes_ignore_case_and_blanks_only() -> None:
 
 
 @RELAXED
-@given(st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=6))
-def test_sorted_sets(rows: list[list[int]]) -> None:
-    ends = np.concatenate([[0], np.cumsum([len(row) for row in rows])]).astype(np.int64)
-    values = np.array([value for row in rows for value in row], np.uint64)
-    found = sorted_sets(words.Ragged(values, ends))
-    assert [found[row].tolist() for row in range(len(found))] == [sorted(set(row)) for row in rows]
+@given(st.lists(st.one_of(any_text(), st.sampled_from(ODD_TEXTS)), max_size=6), st.integers(1, 3))
+def test_signing_sets_is_signing_texts(texts: list[str], slice_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minhash, "SLICE_BYTES", slice_bytes * 50)
+        sets = minhash.shingle_sets(column(texts), 2)
+    hashed = words.shingles(column(texts), 2)
+    expected = [sorted(set(minhash.shingle_hash32(hashed[row]).tolist())) for row in range(len(texts))]
+    assert [sets[row].tolist() for row in range(len(sets))] == expected
+    assert np.array_equal(minhash.sign(sets, 16, 1), minhash.signatures(column(texts), 2, 16, 1))
+    assert np.array_equal(minhash._sign_plain(sets, 16, 1), minhash.sign(sets, 16, 1))
