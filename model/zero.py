@@ -54,6 +54,7 @@ class ZeroProcesses:
         optimizer = build_optimizer(objective, settings)
         names = {id(parameter): name for name, parameter in objective.named_parameters()}
         self._groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
+        self._deepspeed = deepspeed
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=optimizer,
@@ -95,9 +96,9 @@ class ZeroProcesses:
         """See Parallel."""
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        steps = torch.tensor(self._adam_steps())
-        moments = {
-            name: {"step": steps} | {key: safe_get_full_optimizer_state(p, key).cpu() for key in _MOMENTS}
+        steps = self._adam_steps()
+        moments = {  # each with a count of its own: AdamW counts in place
+            name: {"step": torch.tensor(steps)} | {key: safe_get_full_optimizer_state(p, key).cpu() for key in _MOMENTS}
             for name, p in self.objective.named_parameters()
         }
         return {"model": self.weights(), "optimizer": {"state": moments, "param_groups": self._groups}}
@@ -109,7 +110,11 @@ class ZeroProcesses:
         moments = state["optimizer"].get("state", {})
         steps = 0.0
         for name, parameter in self.objective.named_parameters():
-            safe_set_full_fp32_param(parameter, state["model"][name].to(self.device))
+            value = state["model"][name].to(self.device)
+            safe_set_full_fp32_param(parameter, value)  # the optimizer's copy; the model's follows only with a step
+            with self._deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+                if self.rank == 0:
+                    parameter.data.copy_(value)
             mine = moments.get(name)
             for key in _MOMENTS:
                 value = mine[key] if mine else torch.zeros_like(state["model"][name])

@@ -96,6 +96,7 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
         RuntimeError: a process died; the end of its log is in the message.
     """
     paths = {name: artifact.path.absolute() for name, artifact in inputs.items()}
+    _take_over_curve(run)
     if run.execution.processes == 1:
         job(run, cfg, paths)
         return
@@ -109,7 +110,6 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
         scratch=scratch,
         execution=run.execution,
     )
-    (scratch / "events.jsonl").unlink(missing_ok=True)
     write_atomically(scratch / "launch.json", spec.model_dump_json().encode())
     command = [*launcher_command(run.execution), "-m", "tasks.launch", str(scratch / "launch.json")]
     with (scratch / "launch.log").open("wb") as log:
@@ -126,6 +126,18 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
             _relay(run, scratch, children)
         finally:
             stop_group(children)
+
+
+def _take_over_curve(run: TrainingRun) -> None:
+    """Pass on what the children of a killed parent still reported: their checkpoint may be ahead of its curve.
+
+    Each file of events begins with a rewind, so passing on a point twice leaves it there once.
+    """
+    path = run.scratch / "events.jsonl"
+    for event in EventReader(path).new():
+        if event["event"] in ("log", "rewind"):
+            getattr(run, event["event"])(*event["values"])
+    path.unlink(missing_ok=True)
 
 
 def launcher_command(execution: Execution) -> list[str]:

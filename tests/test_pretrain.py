@@ -20,7 +20,7 @@ from tasks.execution import Execution
 from tasks.pretrain import PretrainConfig, pretrain, step_plan, text_batches
 from tasks.stage import Artifact, Outcome, curve_path, obtain
 from tasks.store import Store
-from tests.training_helpers import VOCAB_SIZE, make_tokenizer, make_tokens, tiny_pretrain
+from tests.training_helpers import VOCAB_SIZE, killed_pretrain, make_tokenizer, make_tokens, tiny_pretrain
 
 Inputs = dict[str, Artifact]
 
@@ -96,19 +96,20 @@ KILLED = """
     from tasks.execution import Execution
     from tasks.pretrain import pretrain
     from tasks.stage import Artifact, obtain
-    from tests.training_helpers import tiny_pretrain
-    home, processes, *rest = sys.argv[1:]
+    from tests.training_helpers import killed_pretrain
+    home, processes, strategy, *rest = sys.argv[1:]
     inputs = {n: Artifact(d, Path(p)) for n, d, p in zip(rest[::3], rest[1::3], rest[2::3])}
-    execution = Execution(home=Path(home), threads=1, processes=int(processes))
-    obtain(pretrain, tiny_pretrain(steps=40, evaluate_every=10), inputs, execution)
+    execution = Execution(home=Path(home), threads=1, processes=int(processes), strategy=strategy)
+    obtain(pretrain, killed_pretrain(), inputs, execution)
 """
 
 
-def start(inputs: Inputs, home: Path, processes: int = 1) -> subprocess.Popen[bytes]:
+def start(inputs: Inputs, home: Path, processes: int = 1, strategy: str = "ddp") -> subprocess.Popen[bytes]:
     root = Path(__file__).parent.parent
     rest = [word for name, artifact in inputs.items() for word in (name, artifact.digest, str(artifact.path))]
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(home), str(processes), *rest]
-    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(home), str(processes), strategy, *rest]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": path})
 
 
 def kill_after_checkpoint(process: subprocess.Popen[bytes], home: Path, step: int) -> None:
@@ -132,7 +133,7 @@ def full_curve(home: Path) -> list[dict[str, Any]]:
 def finish(inputs: Inputs, home: Path) -> str:
     """Run in this process to the end, from where a killed one stopped; the model's digest."""
     execution = Execution(home=home, threads=1)
-    return obtain(pretrain, tiny_pretrain(steps=40, evaluate_every=10), inputs, execution).artifact.digest
+    return obtain(pretrain, killed_pretrain(), inputs, execution).artifact.digest
 
 
 def test_kill_and_go_on(inputs: Inputs, tmp_path: Path) -> None:
@@ -145,17 +146,19 @@ def test_kill_and_go_on(inputs: Inputs, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path) -> None:
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed"])
+def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path, strategy: str) -> None:
     """Checkpoints reshard, and the curve stays the same but for rounding."""
+    if strategy == "deepspeed":
+        pytest.importorskip("deepspeed")
     finish(inputs, tmp_path / "whole")
     kill_after_checkpoint(start(inputs, tmp_path / "cut", 1), tmp_path / "cut", 8)
-    kill_after_checkpoint(start(inputs, tmp_path / "cut", 2), tmp_path / "cut", 20)
+    kill_after_checkpoint(start(inputs, tmp_path / "cut", 2, strategy), tmp_path / "cut", 20)
     finish(inputs, tmp_path / "cut")
     whole, cut = full_curve(tmp_path / "whole"), full_curve(tmp_path / "cut")
     assert [p["step"] for p in cut] == [p["step"] for p in whole]
-    # bf16 arithmetic: rows in other groups round differently.
-    for a, b in zip(whole[:-1], cut[:-1]):
-        assert a["loss"] == pytest.approx(b["loss"], abs=2e-2)
+    for a, b in zip(whole, cut):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
 
 
 @pytest.mark.slow
@@ -172,6 +175,18 @@ def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, str
         assert p.keys() == q.keys() and p["step"] == q["step"]
         assert [q[k] for k in p] == pytest.approx([p[k] for k in p], rel=1e-3, abs=1e-5)
     assert abs(a[-1]["val_loss"] - b[-1]["val_loss"]) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_accelerate_can_start_the_processes(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
+    config = Path(__file__).parent.parent / "deployments" / "accelerate" / f"{name}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    monkeypatch.setenv("BESSEMER_LAUNCHER", " ".join(command))
+    execution = Execution(home=tmp_path, threads=1, processes=2, strategy=name, device="cpu")
+    assert obtain(pretrain, tiny_pretrain(steps=2), inputs, execution).manifest.metrics["steps"] == 2
 
 
 @pytest.mark.slow

@@ -37,6 +37,11 @@ def tiny_pretrain(**changes: Any) -> PretrainConfig:
     return PretrainConfig(**{**TINY, "steps": 12, **changes})
 
 
+def killed_pretrain() -> PretrainConfig:
+    """A run that is long enough to be killed in, and that all strategies can carry out."""
+    return tiny_pretrain(steps=40, evaluate_every=10, optimizer="adamw", precision="fp32")
+
+
 def artifact(folder: Path) -> Artifact:
     """A folder as an artifact."""
     return Artifact(digest_directory(folder)[0], folder)
