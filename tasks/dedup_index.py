@@ -107,6 +107,7 @@ class DedupIndex:
         self.root = root
         self.parameters = parameters
         self.keys = keys
+        self._open: dict[tuple[int, int], Segment] = {}
         root.mkdir(parents=True, exist_ok=True)
 
     def verdict_path(self, shard: int) -> Path:
@@ -153,7 +154,12 @@ class DedupIndex:
 
     def segments(self, shards: int) -> list[Segment]:
         """The segments that hold the kept documents of the first `shards` shards, oldest first."""
-        return [open_segment(self.segment_path(*span), self.parameters) for span in spans_of(shards)]
+        return [self._segment(*span) for span in spans_of(shards)]
+
+    def _segment(self, first: int, end: int) -> Segment:
+        if (first, end) not in self._open:
+            self._open[first, end] = open_segment(self.segment_path(first, end), self.parameters)
+        return self._open[first, end]
 
     def commit(self, shard: int, segment: Segment) -> None:
         """Add a shard's segment, and merge as long as FAN_IN neighbours of one size are complete."""
@@ -163,10 +169,10 @@ class DedupIndex:
             first = shard + 1 - size
             part = size // FAN_IN
             spans = [(start, start + part) for start in range(first, shard + 1, part)]
-            parts = [open_segment(self.segment_path(*span), self.parameters) for span in spans]
-            merged = merge(parts, self.parameters.bucket_size)
+            merged = merge([self._segment(*span) for span in spans], self.parameters.bucket_size)
             write_segment(self.segment_path(first, shard + 1), merged, self.parameters)
             for span in spans:
+                del self._open[span]
                 shutil.rmtree(self.segment_path(*span), ignore_errors=True)
             size *= FAN_IN
 
