@@ -66,6 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
     up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
     up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
 
+    notify = _add_verb(adder, "notify", verbs.notify, "tell a running `bessemer up` that new text has arrived")
+    notify.add_argument("path", type=Path, help="the file or folder")
+
     inspect = _add_verb(adder, "inspect", verbs.inspect, "show what filter or dedup dropped, why, and what if")
     inspect.add_argument("stage", choices=["filter", "dedup"], help="the stage to look into")
     inspect.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")

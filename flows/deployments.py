@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from flows.notify import EVENT, RESOURCE
 from flows.recipe import PRESET_FOLDER, Recipe, load_plan, preset_names
 from tasks.execution import Execution
 
@@ -21,16 +22,18 @@ ROOT = Path(__file__).resolve().parent.parent
 WORK_POOL = "bessemer"
 TRAINING_SLOT = "gpu"
 HOME_TEMPLATE = "{{ $BESSEMER_HOME }}"
+TRACKING_TEMPLATE = "{{ $BESSEMER_TRACKING_URI }}"
 _HEADER = """\
 # What can be started from Prefect's pages: each preset as a deployment that opens prefilled.
 # Written by `python -m flows.deployments > prefect.yaml`; edit the presets in deployments/recipes instead.
-# `bessemer up` deploys it; by hand: BESSEMER_HOME=/path/to/.bessemer prefect --no-prompt deploy --all
+# `bessemer up` deploys it; by hand: BESSEMER_HOME=/path/to/.bessemer python -m flows.deployments apply
 """
 
 
 def prefect_yaml() -> str:
     """The text of `prefect.yaml`."""
-    content = {"name": "bessemer", "deployments": [_preset_deployment(name) for name in preset_names()]}
+    presets = [_preset_deployment(name) for name in preset_names()]
+    content = {"name": "bessemer", "deployments": [*presets, _watch_deployment("nightly"), _event_deployment()]}
     return _HEADER + yaml.safe_dump(content, sort_keys=False, width=110, allow_unicode=True)
 
 
@@ -49,11 +52,48 @@ def _preset_deployment(name: str) -> dict[str, Any]:
     }
 
 
+def _watch_deployment(name: str) -> dict[str, Any]:
+    """New text once a night; off until somebody says where it arrives. A run that would overlap another waits."""
+    return {
+        "name": name,
+        "description": "Look for new text at two in the night; prepare it, and train when it has grown enough.",
+        "entrypoint": "flows/ingest.py:ingest",
+        "tags": ["bessemer"],
+        "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
+        "schedules": [{"cron": "0 2 * * *", "timezone": "UTC", "active": False}],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "work_pool": {"name": WORK_POOL},
+    }
+
+
+def _event_deployment() -> dict[str, Any]:
+    """New text as soon as `bessemer notify PATH` says that it is there; a run that would overlap another waits."""
+    return {
+        "name": "on-arrival",
+        "description": "Look for new text in the folder that `bessemer notify PATH` names.",
+        "entrypoint": "flows/ingest.py:ingest",
+        "tags": ["bessemer"],
+        "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
+        "triggers": [
+            {
+                "type": "event",
+                "enabled": True,
+                "match": {"prefect.resource.id": f"{RESOURCE}.*"},
+                "expect": [EVENT],
+                "parameters": {"recipe": {"corpus": "{{ event.payload.path }}"}},
+            }
+        ],
+        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "work_pool": {"name": WORK_POOL},
+    }
+
+
 def execution_parameters(execution: Execution) -> dict[str, Any]:
-    """What a preset says of the machine; the home is that of whoever deploys."""
+    """What a preset says of the machine; home and tracking server are those of whoever deploys."""
     return {
         **difference(execution.model_dump(mode="json"), Execution().model_dump(mode="json")),
         "home": HOME_TEMPLATE,
+        "tracking_uri": TRACKING_TEMPLATE,
     }
 
 
@@ -91,6 +131,8 @@ async def prepare_server() -> None:
 
 def apply() -> None:
     """Prepare the server at PREFECT_API_URL and hand over to Prefect's own `deploy`."""
+    os.environ.setdefault("BESSEMER_HOME", str(ROOT / ".bessemer"))
+    os.environ.setdefault("BESSEMER_TRACKING_URI", "")  # where it is not set, Prefect would keep the placeholder
     asyncio.run(prepare_server())
     os.chdir(ROOT)
     os.execv(sys.executable, [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"])

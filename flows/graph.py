@@ -69,18 +69,9 @@ def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
     return Prepared(bpe, tokens, chats, pairs)
 
 
-def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner) -> Products:
-    """Raw text in, five models and a verdict out.
-
-    Args:
-        recipe: every stage's config.
-        sources: corpus, conversations and preference pairs.
-        incumbent: finds the champion's evaluation, which the gate compares the candidate with.
-        run: who carries out each stage call.
-    """
-    data = prepare(recipe, sources, run)
+def train(recipe: Recipe, data: Prepared, incumbent: Incumbent, run: Runner) -> Products:
+    """Tokens, conversations and pairs in, five models and a verdict out: the second half."""
     tokens, chats, pairs = data.tokens, data.conversations, data.preferences
-
     base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=data.tokenizer)
     chat = run(sft, recipe.sft, base=base, conversations=chats)
     aligned = run(dpo, recipe.dpo, policy=chat, preferences=pairs)
@@ -103,3 +94,15 @@ def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner
     }
     verdict = run(gate, recipe.gate, **evaluations, **incumbent(evaluations["dpo"]))
     return Products(models, evaluations, verdict)
+
+
+def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner) -> Products:
+    """Raw text in, five models and a verdict out.
+
+    Args:
+        recipe: every stage's config.
+        sources: corpus, conversations and preference pairs.
+        incumbent: finds the champion's evaluation, which the gate compares the candidate with.
+        run: who carries out each stage call.
+    """
+    return train(recipe, prepare(recipe, sources, run), incumbent, run)

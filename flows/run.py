@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 
 from flows.champion import incumbent_of, promote, role_of
-from flows.graph import Products, Sources, pipeline, prepare
+from flows.graph import Prepared, Products, Sources, prepare, train
 from flows.recipe import Recipe
 from flows.runners import InProcess
 from tasks.execution import Execution
@@ -40,15 +40,15 @@ def source_digests(sources: Sources) -> dict[str, str]:
 
 
 def build_models(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
-    """The whole pipeline; the champion changes hands if the verdict says so."""
-    products: Products = pipeline(recipe, sources, incumbent_of(runner.store, recipe.name), runner)
+    """The whole pipeline."""
+    train_models(recipe, prepare(recipe, sources, runner), runner)
+
+
+def train_models(recipe: Recipe, data: Prepared, runner: InProcess) -> None:
+    """Its second half; the champion changes hands if the verdict says so."""
+    products: Products = train(recipe, data, incumbent_of(runner.store, recipe.name), runner)
     promote(runner.store, recipe.name, products, runner.record)
     runner.tracker.judged(products.models["dpo"].digest, role_of(runner.store, recipe.name, products))
-
-
-def prepare_data(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
-    """As far as tokens: what a schedule does with new text before anybody decides to train on it."""
-    prepare(recipe, sources, runner)
 
 
 def execute(

@@ -140,6 +140,17 @@ def gc(options: argparse.Namespace) -> None:
     )
 
 
+def notify(options: argparse.Namespace) -> None:
+    """Have the deployment `ingest/on-arrival` look at new text."""
+    from flows.notify import EVENT, notify
+
+    notify(options.home, options.path)
+    if options.json:
+        print_json({"event": EVENT, "path": str(options.path.resolve())})
+    else:
+        console.print(f"Told Prefect that {options.path} has arrived.", markup=False)
+
+
 def inspect(options: argparse.Namespace) -> None:
     """Show what a data stage dropped and why, and what other thresholds would drop."""
     store = Store(options.home)

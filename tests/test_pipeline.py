@@ -13,7 +13,6 @@ from uuid import UUID
 
 import pytest
 
-from flows.deployments import prefect_yaml
 from flows.recipe import Recipe
 from flows.start import prefect_server
 from tasks.execution import Execution
@@ -204,7 +203,3 @@ def test_form_has_a_section_per_stage_in_pipeline_order_with_bounds() -> None:
             assert "anyOf" not in field, f"{name}: the form shows unions badly"
     beta = schema["definitions"]["DpoConfig"]["properties"]["beta"]
     assert beta["type"] == "number" and {"exclusiveMinimum", "minimum"} & set(beta)
-
-
-def test_prefect_yaml_is_what_the_presets_say() -> None:
-    assert (ROOT / "prefect.yaml").read_text() == prefect_yaml(), "python -m flows.deployments > prefect.yaml"

@@ -194,3 +194,31 @@ def test_death_of_a_server_takes_all_down_and_is_said(served: Served, tmp_path: 
     assert process.returncode == 2
     assert "The worker process ended by itself" in err
     assert all_gone(children)
+
+
+def test_notify_starts_a_run_on_the_text_that_arrived(served: Served, tmp_path: Path) -> None:
+    (tmp_path / "news.txt").write_text("Nothing to learn from here.")
+    told = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "notify", "--home", str(served.home), str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert told.returncode == 0, told.stderr
+    deadline = time.monotonic() + 60
+    runs: list[Any] = []
+    while not runs and time.monotonic() < deadline:
+        time.sleep(0.5)
+        runs = [run for run in ask(served, lambda client: client.read_flow_runs()) if "watch" in run.parameters]
+    assert runs, "the automation started nothing"
+    assert runs[0].parameters["recipe"]["corpus"] == str(tmp_path)
+    for run in runs:
+        ask(served, lambda client, run=run: client.delete_flow_run(run.id))
+
+
+def test_notify_without_a_server_says_so(tmp_path: Path) -> None:
+    from flows.notify import notify
+
+    with pytest.raises(ValueError, match="bessemer up"):
+        notify(tmp_path / "home", tmp_path)

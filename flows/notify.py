@@ -1,0 +1,41 @@
+"""Tell Prefect that text has arrived; `bessemer up` has a deployment of `ingest` that an automation then starts."""
+
+import json
+import urllib.request
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import uuid4
+
+from flows.servers import live_addresses
+
+EVENT = "bessemer.text.arrived"
+RESOURCE = "bessemer.text"
+TIMEOUT_S = 10.0
+
+
+def notify(home: Path, path: Path) -> None:
+    """Emit the event for a file or folder.
+
+    Raises:
+        ValueError: the path does not exist, or no server is up for this home.
+    """
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file or folder, so there is nothing to tell about.")
+    addresses = live_addresses(home)
+    if addresses is None:
+        raise ValueError(f"No server is up for {home.resolve()}. Start it with `bessemer up`, then notify again.")
+    resolved = path.resolve()
+    event = {
+        "id": str(uuid4()),
+        "occurred": datetime.now(UTC).isoformat(),
+        "event": EVENT,
+        "resource": {"prefect.resource.id": f"{RESOURCE}.{resolved}", "prefect.resource.name": resolved.name},
+        "payload": {"path": str(resolved)},
+    }
+    request = urllib.request.Request(
+        f"{addresses.prefect_api}/events",
+        data=json.dumps([event]).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=TIMEOUT_S):
+        pass
