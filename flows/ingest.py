@@ -1,6 +1,7 @@
 """Look for new text on a schedule or an event: prepare what is new, train on it if the policy says so.
 
-Where nothing is new it takes seconds. What was seen is remembered by content, so it does not matter how often, or by whom, this is started.
+Where nothing is new it takes seconds. What was seen is remembered by content, so it does not matter how often, or by
+whom, this is started.
 """
 
 import hashlib

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from flows.deployments import WORK_POOL
+from flows.deployments import ROOT, WORK_POOL
 from flows.servers import (
     LOOPBACK,
     START_TIMEOUT_S,
@@ -27,7 +27,7 @@ from flows.servers import (
     wait_until_healthy,
 )
 from tasks.progress import console
-from tasks.store import Store
+from tasks.store import Store, file_sha256, write_atomically
 from tasks.track.connection import quiet_environment
 
 POLL_S = 0.5
@@ -83,6 +83,11 @@ def _kept(child: Child, running: ExitStack) -> Child:
 
 
 def _deploy(home: Path, running: ExitStack) -> None:
+    """Deploy prefect.yaml, unless the same one was deployed to this home's database before: it takes 10 s."""
+    marker = home / "prefect" / "deployed.sha256"
+    wanted = file_sha256(ROOT / "prefect.yaml") + str(home.resolve())
+    if marker.exists() and marker.read_text() == wanted:
+        return
     child = _kept(start_child(home, "deploy", "flows.deployments", ["apply"], {}), running)
     deadline = time.monotonic() + START_TIMEOUT_S
     while child.process.poll() is None:
@@ -91,6 +96,7 @@ def _deploy(home: Path, running: ExitStack) -> None:
         time.sleep(0.1)
     if child.process.returncode != 0:
         raise ValueError(f"prefect.yaml could not be deployed. Its log, {child.log}:\n{child.log_tail()}")
+    write_atomically(marker, wanted.encode())
 
 
 def _start_worker(home: Path) -> Child:

@@ -19,7 +19,7 @@ from tasks.execution import Execution
 from tasks.runs import find_run
 from tasks.store import Store
 from tests.mechanism_stages import CountConfig, DoubleConfig, count, double, refuse
-from tests.slow_stages import PatientConfig, patient
+from tests.running_stages import PatientConfig, patient
 
 ROOT = Path(__file__).resolve().parent.parent
 T = TypeVar("T")

@@ -1,6 +1,9 @@
 """Tracking: what a run leaves in MLflow, and that MLflow's absence never costs a run anything."""
 
+import contextlib
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,18 +12,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
+import requests
 from mlflow.entities import Run
 from mlflow.tracking import MlflowClient
 
+from model.tokenizer import Tokenizer
+from tasks.chat import ChatModel
 from tasks.execution import Execution
 from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
 from tasks.stage import Outcome, Stage, StageConfig, obtain
 from tasks.store import Store, now_utc
 from tasks.track import Tracker, Untracked, open_tracker
 from tasks.track.connection import local_tracking_uri
+from tasks.track.registry import EXAMPLE
+from tests.inference_helpers import make_model, random_model
 from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
+from tests.running_stages import HandOverConfig, hand_over
+from tests.training_helpers import make_tokenizer
 
 RECIPE = {"name": "toy", "corpus": "some/folder", "pretrain": {"learning_rate": 0.01, "steps": 3}, "dpo": {"beta": 0.1}}
 
@@ -209,16 +218,13 @@ class MlflowServer:
         deadline = time.monotonic() + 90
         while time.monotonic() < deadline:
             try:
-                mlflow.utils.rest_utils.requests.get(f"{self.uri}/health", timeout=2).raise_for_status()
+                requests.get(f"{self.uri}/health", timeout=2).raise_for_status()
                 return
             except OSError:
                 time.sleep(0.3)
         raise AssertionError((self.folder / "log.txt").read_text())
 
     def stop(self) -> None:
-        import os
-        import signal
-
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
@@ -235,6 +241,13 @@ def test_server_that_is_down_is_refused_before_any_work(execution: Execution) ->
     away = execution.model_copy(update={"tracking_uri": f"http://127.0.0.1:{free_port()}"})
     with pytest.raises(ValueError, match=r"does not answer.*--no-tracking"):
         open_tracker(away)
+
+
+@pytest.mark.parametrize("uri", ["https://me:secret@mlflow.example.org", "postgresql://me:secret@db/mlflow"])
+def test_password_in_the_address_is_refused_and_not_repeated(execution: Execution, uri: str) -> None:
+    with pytest.raises(ValueError, match="holds a password") as refusal:
+        open_tracker(execution.model_copy(update={"tracking_uri": uri}))
+    assert "secret" not in str(refusal.value)
 
 
 @pytest.mark.slow
@@ -263,6 +276,73 @@ def test_server_that_goes_away_costs_nothing_and_is_caught_up_with(
         assert [m.step for m in history] == list(range(limit))
     assert client.get_model_version_by_alias("toy", "dpo").tags["form"] == "dpo"
     assert unsent(there) == []
+
+
+ASK = """
+import json, sys
+import mlflow
+uri, home = sys.argv[1:]
+mlflow.set_tracking_uri(uri)
+model = mlflow.pyfunc.load_model("models:/toy@dpo")
+question = [{"messages": [{"role": "user", "content": "What does it do?"}]}]
+answers = model.predict(question, params={"max_tokens": 4})
+streamed = "".join(model.predict_stream(question, params={"max_tokens": 4}))
+print(json.dumps({"answers": answers, "streamed": streamed}))
+"""
+
+
+@pytest.mark.slow
+def test_registered_model_answers_by_pyfunc_and_when_served(execution: Execution, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer(tmp_path / "tokenizer")
+    tokens = Tokenizer.load(tokenizer.path)
+    model = make_model(tmp_path / "model", random_model(vocab_size=tokens.vocab_size), tokenizer)
+    run = ToyRun(execution, open_tracker(execution))
+    outcome = run.call(hand_over, HandOverConfig(), "dpo", model=model)
+    run.end()
+    assert unsent(execution) == []
+    expected = ChatModel.load(outcome.artifact.path).answer([{"role": "user", "content": "What does it do?"}], 4)
+
+    uri = local_tracking_uri(execution.home)
+    asked = subprocess.run(
+        [sys.executable, "-c", ASK, uri, str(execution.home)], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert asked.returncode == 0, asked.stderr
+    assert json.loads(asked.stdout.splitlines()[-1]) == {"answers": [expected], "streamed": expected}
+
+    version = client_of(execution).get_model_version_by_alias("toy", "dpo")
+    files = [path.suffix for path in Path(version.source).rglob("*")]
+    assert not {".pkl", ".pickle", ".pt", ".bin"} & set(files)
+    assert ".safetensors" in files
+    assert served_answer(uri, tmp_path, {"inputs": EXAMPLE, "params": {"max_tokens": 4}}) != ""
+
+
+def served_answer(uri: str, folder: Path, question: dict[str, Any]) -> str:
+    """What `mlflow models serve` answers to a POST on /invocations."""
+    port = free_port()
+    command = [*(sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", "models:/toy@dpo")]
+    command += ["--env-manager", "local", "--host", "127.0.0.1", "--port", str(port)]
+    log = (folder / "serve.log").open("w")
+    server = subprocess.Popen(
+        command,
+        env={**os.environ, "MLFLOW_TRACKING_URI": uri, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        cwd=folder,
+        stdout=log,
+        stderr=log,
+        start_new_session=True,
+    )
+    try:
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline and server.poll() is None:
+            with contextlib.suppress(requests.ConnectionError):
+                if requests.get(f"http://127.0.0.1:{port}/ping", timeout=5).ok:
+                    reply = requests.post(f"http://127.0.0.1:{port}/invocations", json=question, timeout=60)
+                    assert reply.ok, reply.text
+                    return str(reply.json()["predictions"][0])
+            time.sleep(0.5)
+        raise AssertionError((folder / "serve.log").read_text())
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
 
 
 def test_importing_the_tracker_protocol_does_not_import_mlflow() -> None:

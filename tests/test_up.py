@@ -68,6 +68,8 @@ def copy_databases(source: Path, target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with sqlite3.connect(source / name) as before, sqlite3.connect(target / name) as after:
             before.backup(after)
+    deployed = (source / "prefect" / "deployed.sha256").read_text().replace(str(source), str(target))
+    (target / "prefect" / "deployed.sha256").write_text(deployed)
 
 
 def descendants(pid: int) -> list[psutil.Process]:

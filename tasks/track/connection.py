@@ -6,6 +6,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from tasks.execution import Execution
 
@@ -54,9 +55,14 @@ def connect(execution: Execution) -> Connection:
     """Reach the tracking server or open the database.
 
     Raises:
-        ValueError: it does not answer, or refuses us.
+        ValueError: it does not answer, or refuses us, or the address holds a password.
     """
     quiet_environment()
+    if urlsplit(execution.tracking_uri).password:
+        raise ValueError(
+            "execution.tracking_uri holds a password, which would be shown wherever settings are. Leave it out and set "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD (server) or PGPASSWORD (PostgreSQL) instead."
+        )
     folder = tracking_folder(execution.home)
     folder.mkdir(parents=True, exist_ok=True)
     uri = execution.tracking_uri or local_tracking_uri(execution.home)

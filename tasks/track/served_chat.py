@@ -41,7 +41,9 @@ class ServedChat(PythonModel):
 
 
 def _conversations(model_input: Any) -> list[dict[str, Any]]:
-    """MLflow hands over a list of dicts, as in the example, or, when streaming, a data frame of the same."""
+    """MLflow hands over a list of dicts, as in the example, but when streaming one dict, or a data frame of them."""
+    if isinstance(model_input, dict):
+        return [model_input]
     return list(model_input if isinstance(model_input, list) else model_input.to_dict(orient="records"))
 
 
