@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from model.data import PairBatches, Sequences
+    from model.data import Ints, PairBatches, Sequences
     from model.parallel import Parallel
 
     Floats = NDArray[np.float32]
@@ -69,19 +69,22 @@ def preference_figures(sums: Mapping[str, float]) -> dict[str, float]:
     }
 
 
-def reference_log_probs(parallel: "Parallel", batches: "PairBatches", pairs: int, pairs_at_once: int) -> "Floats":
-    """Log-probability of every answer under the weights as they are now, before training: (2 * pairs,)."""
+def reference_log_probs(parallel: "Parallel", batches: "PairBatches", items: "Ints", pairs_at_once: int) -> "Floats":
+    """Log-probability of the answers of the pairs `items` under the weights as they are now, before training.
+
+    (2 * pairs,) with pairs = max(items) + 1; 0 for pairs that are not asked for.
+    """
     import numpy as np
     import torch
     import torch.distributed as dist
 
-    found = np.zeros(2 * pairs, dtype=np.float32)
-    for start in range(0, pairs, pairs_at_once * parallel.world):
+    found = np.zeros(2 * (int(items.max()) + 1), dtype=np.float32)
+    for start in range(0, len(items), pairs_at_once * parallel.world):
         # Sharded models need every process in every forward pass: one that has nothing left repeats the last pair.
-        first = min(start + parallel.rank * pairs_at_once, pairs - 1)
-        items = np.arange(first, min(first + pairs_at_once, pairs), dtype=np.int64)
-        values = parallel.evaluate(batches.batch(items, 0).tensors(parallel.device)).float().cpu().numpy()
-        found[2 * items[0] : 2 * items[-1] + 2] = values
+        first = min(start + parallel.rank * pairs_at_once, len(items) - 1)
+        part = items[first : first + pairs_at_once]
+        values = parallel.evaluate(batches.batch(part, 0).tensors(parallel.device)).float().cpu().numpy()
+        found[2 * part], found[2 * part + 1] = values[::2], values[1::2]
     if parallel.world == 1:
         return found
     shared = torch.from_numpy(found).to(parallel.device)
@@ -90,33 +93,33 @@ def reference_log_probs(parallel: "Parallel", batches: "PairBatches", pairs: int
     return result
 
 
-def _cached_reference(
-    run: TrainingRun, cfg: DpoConfig, parallel: "Parallel", name: str, sequences: "Sequences"
-) -> "Floats":
-    """The reference's log-probabilities, from scratch where an interrupted run left them."""
+def _with_reference(
+    run: TrainingRun, cfg: DpoConfig, parallel: "Parallel", name: str, sequences: "Sequences", items: "Ints"
+) -> "PairBatches":
+    """Batches that know the reference's log-probabilities of `items`; what an interrupted run computed is used."""
     import numpy as np
 
     from model.data import PairBatches
 
     path = run.scratch / f"reference_{name}.npy"
-    if path.exists():
-        kept: Floats = np.load(path)
-        return kept
     pairs_at_once = max(1, run.execution.micro_batch_tokens // (2 * cfg.sequence_length))
-    batches = PairBatches(sequences, None, cfg.sequence_length, cfg.batch_pairs, cfg.seed)
-    found = reference_log_probs(parallel, batches, len(sequences) // 2, pairs_at_once)
-    if is_first_process():
-        aside = path.with_suffix(".partial.npy")
-        np.save(aside, found)
-        aside.replace(path)
-    return found
+    if path.exists():
+        reference: Floats = np.load(path)
+    else:
+        bare = PairBatches(sequences, None, cfg.sequence_length, cfg.batch_pairs, cfg.seed)
+        reference = reference_log_probs(parallel, bare, items, pairs_at_once)
+        if is_first_process():
+            aside = path.with_suffix(".partial.npy")
+            np.save(aside, reference)
+            aside.replace(path)
+    return PairBatches(sequences, reference, cfg.sequence_length, cfg.batch_pairs, cfg.seed)
 
 
 def dpo_job(run: TrainingRun, cfg: DpoConfig, inputs: Mapping[str, Path]) -> None:
     """Train in this process, which may be one of several."""
     import numpy as np
 
-    from model.data import PairBatches
+    from model.data import visit
     from model.objectives import Preference
     from model.tokenizer import Tokenizer
     from model.train import Validation
@@ -136,20 +139,14 @@ def dpo_job(run: TrainingRun, cfg: DpoConfig, inputs: Mapping[str, Path]) -> Non
     parallel = place_objective(
         run, cfg, Preference(transformer, cfg.beta, cfg.loss_type, cfg.label_smoothing, cfg.sft_weight)
     )
-    batches, measured = (
-        PairBatches(
-            pairs.sequences,
-            _cached_reference(run, cfg, parallel, name, pairs.sequences),
-            cfg.sequence_length,
-            cfg.batch_pairs,
-            cfg.seed,
-        )
-        for name, pairs in (("train", training), ("validation", validation))
-    )
     steps = cfg.steps or max(1, round(cfg.epochs * train_pairs / cfg.batch_pairs))
+    visited = np.unique(visit(cfg.seed, 0, steps * cfg.batch_pairs, train_pairs))
+    every_pair = np.arange(validation_pairs, dtype=np.int64)
+    batches = _with_reference(run, cfg, parallel, "train", training.sequences, visited)
+    measured = _with_reference(run, cfg, parallel, "validation", validation.sequences, every_pair)
     tokens = float(sum(batches.tokens(batches.items(step)) for step in range(steps)))
-    every_pair = Validation(measured, np.arange(validation_pairs, dtype=np.int64))
-    final = train(run, cfg, parallel, TrainingData(batches, every_pair, preference_figures, steps, tokens))
+    validated = Validation(measured, every_pair)
+    final = train(run, cfg, parallel, TrainingData(batches, validated, preference_figures, steps, tokens))
     finish(run, parallel, policy_dir, ("<|im_end|>", "<|endoftext|>"))
     if is_first_process():
         figures = {

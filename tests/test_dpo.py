@@ -59,7 +59,7 @@ def test_before_training_the_loss_is_log_2(inputs: Inputs) -> None:
     pairs = encode_pairs(Tokenizer.load(folder), pair_rows(inputs)[:10], 64)
     parallel = place(Preference(load_model(folder), 0.1, "sigmoid", 0.0, 0.0), OptimizerSettings(), "fp32", Placement())
     for at_once in (1, 3, 16):
-        found = reference_log_probs(parallel, PairBatches(pairs.sequences, None, 64, 4, 0), 10, at_once)
+        found = reference_log_probs(parallel, PairBatches(pairs.sequences, None, 64, 4, 0), np.arange(10), at_once)
         batch = PairBatches(pairs.sequences, found, 64, 4, 0).batch(np.arange(10), 0)
         sums = parallel.evaluate(batch.tensors(parallel.device)).tolist()
         assert sums[0] / 10 == pytest.approx(np.log(2), rel=1e-5) and sums[1] == 10
@@ -96,7 +96,7 @@ def test_loss_and_log_probs_are_those_of_trl(inputs: Inputs, tmp_path: Path) -> 
     pairs = encode_pairs(Tokenizer.load(folder), rows, 64)
     bare = PairBatches(pairs.sequences, None, 64, 8, 0)
     reference = place(Preference(load_model(folder), 0.3, "sigmoid", 0, 0), OptimizerSettings(), "fp32", Placement())
-    found = reference_log_probs(reference, bare, 8, 8)
+    found = reference_log_probs(reference, bare, np.arange(8), 8)
     assert np.sort(found[::2]) == pytest.approx(their_chosen, abs=1e-3)
     policy = place(Preference(load_model(other), 0.3, "sigmoid", 0, 0), OptimizerSettings(), "fp32", Placement())
     packed = PairBatches(pairs.sequences, found, 64, 8, 0).batch(np.arange(8), 0)
