@@ -120,34 +120,21 @@ def _share(part: float, whole: float) -> float:
 @helper
 def _split_words(text: I32, traits: NDArray[np.uint16], hashes: U64, lengths: I32, kinds: NDArray[np.uint8]) -> int:
     """Whitespace-separated words: polynomial hash, characters, and whether it has a letter, a letter or digit."""
-    count = 0
+    count = length = before = 0
     value = np.uint64(0)
-    length = 0
     kind = np.uint8(0)
-    for i in range(len(text)):
+    for i in range(len(text)):  # as model.words.hash_words: no branch that depends on where words end
         found = traits[text[i]] & 3
-        if found == 0:
-            if length:
-                hashes[count] = value
-                lengths[count] = length
-                kinds[count] = kind
-                count += 1
-                value = np.uint64(0)
-                length = 0
-                kind = np.uint8(0)
-            continue
-        value = value * _P + np.uint64(text[i])
-        length += 1
-        if found == 1:
-            kind = np.uint8(3)
-        elif found == 2:
-            kind = np.uint8(kind | 2)
-    if length:
+        inside = int(found != 0)
+        count += before & (1 - inside)
+        value = (value * _P + np.uint64(text[i])) if inside else np.uint64(0)
+        length = (length + 1) * inside
+        kind = np.uint8(kind | int(found == 1) * 3 | int(found == 2) * 2) if inside else np.uint8(0)
         hashes[count] = value
         lengths[count] = length
         kinds[count] = kind
-        count += 1
-    return count
+        before = inside
+    return count + before
 
 
 @helper
@@ -521,46 +508,47 @@ def _ngram_hash(hashes: U64, start: int, n: int) -> np.uint64:
 
 
 @helper
-def _top_ngram(hashes: U64, lengths: I32, count: int, n: int, keys: U64, used: I32, first: I32) -> int:
-    """Characters that the most frequent repeated n-gram covers; of equally frequent ones, the first."""
+def _count_ngrams(hashes: U64, n: int, places: I32, count: int, slots: I32, keys: U64, used: I32) -> None:
+    """Count the n-grams at `places`, each in a slot of the table: used[slots[i]] is the count of the i-th."""
     size = _table_size(count)
     used[:size] = 0
-    best = best_first = 0
-    for i in range(count - n + 1):
-        key = _ngram_hash(hashes, i, n)
-        place = _slot(keys, used, size, key)
-        if not used[place]:
-            keys[place] = key
-            first[place] = i
-        used[place] += 1
-        if used[place] > best or (used[place] == best and first[place] < best_first):
-            best = int(used[place])
-            best_first = int(first[place])
+    for i in range(count):
+        key = _ngram_hash(hashes, int(places[i]), n)
+        slot = _slot(keys, used, size, key)
+        keys[slot] = key
+        used[slot] += 1
+        slots[i] = slot
+
+
+@helper
+def _top_ngram(lengths: I32, n: int, places: I32, count: int, slots: I32, used: I32) -> int:
+    """Characters that the most frequent repeated n-gram covers; of equally frequent ones, the first."""
+    best = 1
+    first = 0
+    for i in range(count):
+        if used[slots[i]] > best:
+            best = int(used[slots[i]])
+            first = int(places[i])
     if best < 2:
         return 0
     characters = n - 1
     for k in range(n):
-        characters += int(lengths[best_first + k])
+        characters += int(lengths[first + k])
     return characters * best
 
 
 @helper
-def _repeated_ngrams(hashes: U64, lengths: I32, count: int, n: int, keys: U64, used: I32) -> int:
-    """Characters of words in n-grams seen before, each word counted once."""
-    size = _table_size(count)
-    used[:size] = 0
-    characters = i = 0
-    while i < count - n + 1:
-        key = _ngram_hash(hashes, i, n)
-        place = _slot(keys, used, size, key)
-        if used[place]:
+def _repeated_ngrams(lengths: I32, n: int, places: I32, count: int, slots: I32, used: I32) -> int:
+    """Characters of words in n-grams seen before, each word counted once. Spoils `used`: seen slots become negative."""
+    characters = following = 0
+    for i in range(count):
+        if places[i] < following:
+            continue
+        if used[slots[i]] < 0:
             for k in range(n):
-                characters += int(lengths[i + k])
-            i += n
-        else:
-            used[place] = 1
-            keys[place] = key
-            i += 1
+                characters += int(lengths[places[i] + k])
+            following = int(places[i]) + n
+        used[slots[i]] = -abs(used[slots[i]])
     return characters
 
 
@@ -580,24 +568,28 @@ def _top_word(hashes: U64, kinds: NDArray[np.uint8], count: int, keys: U64, used
 
 @helper
 def _measure_repetition(
-    hashes: U64,
-    lengths: I32,
-    kinds: NDArray[np.uint8],
-    count: int,
-    size: int,
-    keys: U64,
-    used: I32,
-    first: I32,
-    out: F32,
+    hashes: U64, lengths: I32, words: int, size: int, keys: U64, used: I32, places: I32, slots: I32, out: F32
 ) -> None:
-    for n in range(2, 5):
-        out[TOP_2GRAM_SHARE + n - 2] = _share(_top_ngram(hashes, lengths, count, n, keys, used, first), size)
-    for n in range(5, 11):
-        repeated = _repeated_ngrams(hashes, lengths, count, n, keys, used)
-        if repeated == 0 and n == 5:  # without a repeated 5-gram there is no repeated longer one
-            break
-        out[DUPLICATE_5GRAM_SHARE + n - 5] = _share(repeated, size)
-    out[TOP_WORD_SHARE] = _share(_top_word(hashes, kinds, count, keys, used), count)
+    """All n-gram features; an n-gram is only repeated where its first n - 1 words are, so few places are counted."""
+    count = words
+    for i in range(words):
+        places[i] = i
+    for n in range(2, 11):
+        fitting = 0
+        while fitting < count and places[fitting] + n <= words:
+            fitting += 1
+        count = fitting
+        _count_ngrams(hashes, n, places, count, slots, keys, used)
+        if n <= 4:
+            out[TOP_2GRAM_SHARE + n - 2] = _share(_top_ngram(lengths, n, places, count, slots, used), size)
+        else:
+            out[DUPLICATE_5GRAM_SHARE + n - 5] = _share(_repeated_ngrams(lengths, n, places, count, slots, used), size)
+        left = 0
+        for i in range(count):
+            if abs(used[slots[i]]) > 1:
+                places[left] = places[i]
+                left += 1
+        count = left
 
 
 @kernel("u1[:]", "i8[:]", "u2[:]", "u8[:]", "i4[:]", "i8[:]", "i4[:]", "b1[:]", "out f4[:,:]")
@@ -622,7 +614,8 @@ def _measure_kernel(
     table = _table_size(longest // 2 + 1)
     keys = np.empty(table, np.uint64)
     used = np.empty(table, np.int32)
-    first = np.empty(table, np.int32)
+    places = np.empty(longest + 1, np.int32)
+    slots = np.empty(longest + 1, np.int32)
     for row in range(len(offsets) - 1):
         text = points[: _decode(data[offsets[row] : offsets[row + 1]], points)]
         values = out[row]
@@ -635,4 +628,5 @@ def _measure_kernel(
         _count_characters(text, traits, count, values)
         _count_words(hashes, lengths, kinds, count, stop_hashes, values)
         values[MARKUP_SHARE] = _share(_markup(text, traits), len(text))
-        _measure_repetition(hashes, lengths, kinds, count, len(text), keys, used, first, values)
+        values[TOP_WORD_SHARE] = _share(_top_word(hashes, kinds, count, keys, used), count)
+        _measure_repetition(hashes, lengths, count, len(text), keys, used, places, slots, values)

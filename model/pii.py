@@ -53,7 +53,7 @@ _SECRETS = re.compile(
 _SECRET_STARTS = b"AKI ASI ghp gho ghu ghs ghr git glp xox AIz sk- sk_ rk_ hf_ npm eyJ".split()
 
 # Traits of a byte in the scan.
-_WORD, _DIGIT, _HEX, _LOCAL = 1, 2, 4, 8
+_WORD, _DIGIT, _HEX, _LOCAL, _START = 1, 2, 4, 8, 16
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def _byte_traits() -> NDArray[np.uint8]:
         traits[byte] |= _DIGIT * character.isdigit()
         traits[byte] |= _HEX * (character in "0123456789abcdefABCDEF")
         traits[byte] |= _LOCAL * (character.isalnum() or character in "._%+-")
+        traits[byte] |= _START * (character.isdigit() or character in "+(-" or byte in {s[0] for s in _SECRET_STARTS})
     return traits
 
 
@@ -204,39 +205,45 @@ def _dotted_quad(text: NDArray[np.uint8], traits: NDArray[np.uint8], i: int) -> 
 
 
 @helper
-def _colon_run(text: NDArray[np.uint8], traits: NDArray[np.uint8], i: int) -> bool:
-    """Whether a run of hexadecimal digits and at least two colons, with a digit in it, starts at text[i]."""
+def _colon_run(text: NDArray[np.uint8], traits: NDArray[np.uint8], colon: int) -> int:
+    """Where the run of hexadecimal digits and colons around text[colon] starts, if it may be an IPv6 address; or -1.
+
+    It has at least two colons, the first of them text[colon], a digit, and no other word character before it.
+    """
+    start = colon
+    while start and traits[text[start - 1]] & _HEX:
+        start -= 1
+    if start and (traits[text[start - 1]] & _WORD or text[start - 1] == 58 or text[start - 1] == 46):
+        return -1
     colons = digits = 0
+    i = start
     while i < len(text) and (traits[text[i]] & _HEX or text[i] == 58):
         colons += int(text[i] == 58)
         digits += int(traits[text[i]] & _DIGIT != 0)
         i += 1
-    return colons >= 2 and digits > 0
+    return start if colons >= 2 and digits > 0 else -1
 
 
 @helper
 def _candidate_kind(text: NDArray[np.uint8], traits: NDArray[np.uint8], secrets: NDArray[np.bool_], i: int) -> int:
-    """What the text at i, with no word character before it, may be; -1 for nothing."""
+    """What the text at i, a start in the sense of `_START` with no word character before it, may be; -1 for nothing."""
     size = len(text)
     byte = text[i]
-    if i + 2 < size and secrets[_secret_slot(int(byte), int(text[i + 1]), int(text[i + 2]))]:
-        return 5
     if byte == 45:
         return 5 if i + 10 < size and text[i + 5] == 66 and text[i + 9] == 78 else -1  # -----BEGIN
     if byte == 43:
         return 3 if i + 1 < size and traits[text[i + 1]] & _DIGIT else -1
     if byte == 40:
         return 3 if i + 4 < size and traits[text[i + 1]] & _DIGIT and text[i + 4] == 41 else -1
-    if traits[byte] & _DIGIT:
-        if _dotted_quad(text, traits, i):
-            return 1
-        if _digit_chain(text, traits, i) >= 13:
-            return 4
-        if i + 3 < size and (text[i + 3] == 45 or text[i + 3] == 46) and _digit_chain(text, traits, i) >= 3:
-            return 3
-    if (traits[byte] & _HEX or byte == 58) and _colon_run(text, traits, i):
-        return 2
-    return -1
+    if not traits[byte] & _DIGIT:
+        known = i + 2 < size and secrets[_secret_slot(int(byte), int(text[i + 1]), int(text[i + 2]))]
+        return 5 if known else -1
+    if _dotted_quad(text, traits, i):
+        return 1
+    digits = _digit_chain(text, traits, i)
+    if digits >= 13:
+        return 4
+    return 3 if digits >= 3 and i + 3 < size and (text[i + 3] == 45 or text[i + 3] == 46) else -1
 
 
 @kernel("u1[:]", "i8[:]", "u1[:]", "b1[:]", "out i8[:]", "out i8[:]", "out u1[:]")
@@ -256,19 +263,24 @@ def _scan_kernel(
         before = np.uint8(0)
         for i in range(len(text)):
             byte = text[i]
-            kind = -1
-            if byte == 64:
-                if i and traits[before] & _LOCAL and i + 1 < len(text) and traits[text[i + 1]] & _WORD:
-                    kind = 0
-            elif not traits[before] & _WORD and before != byte and before != 46:
+            place = -1
+            kind = 0
+            if traits[byte] & _START and not traits[before] & _WORD and before != byte and before != 46:
                 kind = _candidate_kind(text, traits, secrets, i)
-            if kind >= 0:
-                if count < len(rows):
-                    rows[count] = row
-                    places[count] = offsets[row] + i
-                    kinds[count] = kind
-                count += 1
+                place = i if kind >= 0 else -1
+            elif byte == 58:
+                kind = 2
+                place = _colon_run(text, traits, i)
+            elif byte == 64 and i and traits[before] & _LOCAL and i + 1 < len(text) and traits[text[i + 1]] & _WORD:
+                place = i
             before = byte
+            if place < 0:
+                continue
+            if count < len(rows):
+                rows[count] = row
+                places[count] = offsets[row] + place
+                kinds[count] = kind
+            count += 1
     return count
 
 
