@@ -1,11 +1,13 @@
-"""Quantize a whole model, layer after layer, each from what reaches it through the layers already quantized."""
+"""Quantize a whole model matrix after matrix, each from what reaches it through those already quantized."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attention
 from model.gptq import quantize_gptq
 from model.packed import replace_weights
 from model.quant import NVFP4_MULTIPLE, QuantizedWeight, WeightFormat, quantize_nearest
@@ -46,29 +48,57 @@ def quantize_calibrated(
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     turn = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling, torch.float32)
     replace_weights(model, _ends(model))
-    states = [model.model.embed_tokens(rows).float() for rows in input_ids.split(ROWS_AT_ONCE)]
+    states = [model.model.embed_tokens(rows).float() for rows in torch.split(input_ids, ROWS_AT_ONCE)]
     for index, layer in enumerate(model.model.layers):
         assert isinstance(layer, Block)
-        prefix = f"model.layers.{index}."
-        # Matrices that read the same input share its Hessian; each group sees the groups before it quantized.
-        for group in _INPUT_GROUPS:
-            hessian = _input_hessian(layer, group[0], states, turn)
-            weights: dict[str, QuantizedWeight] = {}
-            for name in group:
-                matrix = layer.get_submodule(name).weight
-                assert isinstance(matrix, Tensor)
-                weights[prefix + name] = quantize_gptq(matrix, hessian, layer_format(matrix, weight_format), damping)
-            replace_weights(model, weights)
-        states = [_through(layer, state, turn) for state in states]
+        quantize = _LayerQuantizer(model, f"model.layers.{index}.", weight_format, damping)
+        states = _quantize_layer(layer, states, turn, quantize)
         layer_done()
 
 
-_INPUT_GROUPS = (
-    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    ("self_attn.o_proj",),
-    ("mlp.gate_proj", "mlp.up_proj"),
-    ("mlp.down_proj",),
-)
+@dataclass(frozen=True)
+class _LayerQuantizer:
+    """Replaces matrices of one layer by packed ones."""
+
+    model: Transformer
+    prefix: str
+    weight_format: WeightFormat
+    damping: float
+
+    def __call__(self, names: tuple[str, ...], inputs: list[Tensor]) -> None:
+        """Quantize the matrices `names`, all of which read `inputs`: (rows, seq, columns) each."""
+        hessian = sum_of_outer_products(inputs)
+        weights: dict[str, QuantizedWeight] = {}
+        for name in names:
+            matrix = self.model.get_submodule(self.prefix + name).weight
+            assert isinstance(matrix, Tensor)
+            form = layer_format(matrix, self.weight_format)
+            weights[self.prefix + name] = quantize_gptq(matrix, hessian, form, self.damping)
+        replace_weights(self.model, weights)
+
+
+def sum_of_outer_products(inputs: list[Tensor]) -> Tensor:
+    """The Hessian of a matrix's squared output error, up to a factor: sum of x xᵀ, (columns, columns)."""
+    flat = [x.flatten(0, -2) for x in inputs]
+    total = flat[0].T @ flat[0]
+    for x in flat[1:]:
+        total += x.T @ x
+    return total
+
+
+def _quantize_layer(layer: Block, states: list[Tensor], turn: Rotation, quantize: _LayerQuantizer) -> list[Tensor]:
+    """Walk through a layer once: each matrix is quantized just before it is used, and used as quantized from there."""
+    attn, mlp = layer.self_attn, layer.mlp
+    normed = [layer.input_layernorm(x) for x in states]
+    quantize(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), normed)
+    mixed = [attention(*attn._heads(x, turn)).transpose(1, 2).flatten(2) for x in normed]
+    quantize(("self_attn.o_proj",), mixed)
+    states = [x + attn.o_proj(inner) for x, inner in zip(states, mixed)]
+    normed = [layer.post_attention_layernorm(x) for x in states]
+    quantize(("mlp.gate_proj", "mlp.up_proj"), normed)
+    inner = [F.silu(mlp.gate_proj(x)) * mlp.up_proj(x) for x in normed]
+    quantize(("mlp.down_proj",), inner)
+    return [x + mlp.down_proj(y) for x, y in zip(states, inner)]
 
 
 def _ends(model: Transformer) -> dict[str, QuantizedWeight]:
@@ -80,34 +110,3 @@ def _ends(model: Transformer) -> dict[str, QuantizedWeight]:
         assert isinstance(matrix, Tensor)
         found[name] = quantize_nearest(matrix, "int8")
     return found
-
-
-def _through(layer: Block, state: Tensor, turn: Rotation) -> Tensor:
-    x, branch = layer(state, None, turn, None)
-    out: Tensor = x + branch
-    return out
-
-
-def _input_hessian(layer: Block, name: str, states: list[Tensor], turn: Rotation) -> Tensor:
-    """Sum of x xᵀ over all inputs of one matrix: (inputs, inputs)."""
-    matrix = layer.get_submodule(name)
-    with _gather_inputs(matrix) as total:
-        for state in states:
-            _through(layer, state, turn)
-    return total[0]
-
-
-@contextmanager
-def _gather_inputs(module: nn.Module) -> Iterator[list[Tensor]]:
-    total: list[Tensor] = []
-
-    def gather(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x = inputs[0].reshape(-1, inputs[0].shape[-1])
-        product = x.T @ x
-        total[:] = [total[0] + product] if total else [product]
-
-    handle = module.register_forward_pre_hook(gather)
-    try:
-        yield total
-    finally:
-        handle.remove()

@@ -29,8 +29,8 @@ NATS_DIGITS = 4
 class EvaluateConfig(StageConfig):
     """How much to measure on, and what to ask."""
 
-    validation_tokens: int = Field(65_536, ge=256, description="Tokens of validation text to score, about.")
-    document_tokens: int = Field(1024, ge=16, description="The most tokens of one document; of longer ones the start.")
+    validation_tokens: int = Field(32_768, ge=256, description="Tokens of validation text to score, about.")
+    document_tokens: int = Field(512, ge=16, description="The most tokens of one document; of longer ones the start.")
     preference_pairs: int = Field(200, ge=0, description="The most validation pairs to score; 0 leaves them out.")
     prompts: tuple[str, ...] = Field(
         (), description="Questions that each model answers; none: the prompts of the first validation pairs."

@@ -17,7 +17,7 @@ class QuantizeConfig(StageConfig):
         "gptq", description="GPTQ keeps the layers' outputs on calibration text; nearest rounds each weight alone."
     )
     calibration_tokens: int = Field(
-        32768, ge=1024, le=16_777_216, description="Tokens of training text that GPTQ looks at."
+        16_384, ge=1024, le=16_777_216, description="Tokens of training text that GPTQ looks at."
     )
     calibration_length: int = Field(256, ge=16, le=65536, description="Tokens of one row of calibration text.")
     damping: float = Field(
