@@ -19,7 +19,7 @@ def text_hashes(texts: pa.LargeStringArray) -> NDArray[np.uint64]:
     if not COMPILED:
         return text_hashes_plain(texts)
     buffers = buffers_of(lowered)
-    out = np.empty(int(buffers.offsets[-1] - buffers.offsets[0]), np.uint8)
+    out = np.empty(int(buffers.offsets[-1] - buffers.offsets[0]) + 1, np.uint8)
     ends = np.zeros(len(texts) + 1, np.int64)
     _squeeze_kernel(buffers.data, buffers.offsets, out, ends)
     view = out.data
@@ -44,16 +44,14 @@ def _squeeze_kernel(
     for row in range(len(offsets) - 1):
         text = data[offsets[row] : offsets[row + 1]]
         start = place
-        pending = False
+        after_blank = True
         for i in range(len(text)):
             byte = text[i]
-            if byte <= 32:
-                pending = place > start
-                continue
-            if pending:
-                out[place] = 32
-                place += 1
-                pending = False
-            out[place] = byte + 32 if 65 <= byte <= 90 else byte
-            place += 1
+            blank = byte <= 32
+            # Without a branch: a byte is always written, and kept unless it is a blank after a blank.
+            out[place] = 32 if blank else byte + 32 * (65 <= byte <= 90)
+            place += 1 - int(blank and after_blank)
+            after_blank = blank
+        if after_blank and place > start:
+            place -= 1
         ends[row + 1] = place

@@ -141,7 +141,7 @@ def _candidates(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Candidat
     """Rows, byte positions in `data` and kinds of the places to look at, ascending."""
     if not COMPILED:
         return _candidates_plain(data, offsets)
-    room = 1024
+    room = 1024 + len(data) // 128
     while True:
         rows, places, kinds = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.uint8)
         count = _scan_kernel(data, offsets, _byte_traits(), _secret_table(), rows, places, kinds)

@@ -1,0 +1,363 @@
+"""The data stages beside their peers: speed per CPU-second, agreement, dedup quality, increments and memory.
+
+Usage: python -m benchmarks.data [--quick] [--corpus SPEC] [--peers FOLDER] [--only NAME ...]
+
+Each peer lives in an environment of its own under --peers, made at the first run. Every speed is documents per second
+of CPU time on one core, so that a loaded machine disturbs little; peers and ours see the same documents in one run.
+"""
+
+# ruff: noqa: E402 (threads are limited before numpy and its like are loaded)
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM", "POLARS_MAX_THREADS"):
+    os.environ[variable] = "false" if variable.startswith("TOKENIZERS") else "1"
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.data_corpus import Planted, documents_artifact, plant, real_texts, write_jsonl
+from benchmarks.data_pipeline import all_kept, ours_from_jsonl, train_tokenizer
+from benchmarks.report import Figure, conclude
+from model.minhash import band_keys, jaccard, signatures
+from model.words import Ragged, shingles
+from tasks.dedup import DedupConfig, dedup
+from tasks.documents import attribute_shards
+from tasks.execution import Execution
+from tasks.filter import PUBLISHED, RULES, FilterConfig, filter, reasons
+from tasks.stage import Artifact, build, obtain
+
+PEERS = Path(__file__).parent / "peers"
+PACKAGES = {
+    "sketches": ("datasketch>=2", "rensa>=0.5"),
+    "datatrove": ("datatrove[processing]>=0.10", "spacy", "nltk", "orjson"),
+}
+GROUPS: dict[str, tuple[str, ...]] = {
+    "gopher_quality": (
+        "min_words", "max_words", "min_mean_word_length", "max_mean_word_length", "max_hash_ratio",
+        "max_ellipsis_ratio", "max_bullet_line_share", "max_ellipsis_line_share", "min_alphabetic_word_share",
+        "min_stop_words",
+    ),
+    "gopher_repetition": tuple(
+        rule.reason for rule in RULES if rule.feature.startswith(("duplicate_", "top_")) and "word" not in rule.feature
+    ),
+    "c4": ("min_c4_sentences", "max_curly_brackets", "max_lorem_ipsum"),
+    "fineweb": (
+        "min_line_punctuation_share", "max_short_line_share", "max_fineweb_duplicate_share", "max_newlines_per_word",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs: where to work, which text, and how much of it (1 for --quick, else more)."""
+
+    folder: Path
+    peers: Path
+    corpus: str
+    size: int
+
+    def texts(self, count: int, characters: int = 3300) -> list[str]:
+        """Real documents of about this length."""
+        return real_texts(self.corpus, self.folder, characters, count)
+
+    def peer(self, environment: str, script: str, *arguments: str) -> Any:
+        """Run a peer's script in its environment; returns the JSON that it wrote."""
+        python = _environment(self.peers / environment, PACKAGES[environment])
+        result = self.folder / f"{script}.json"
+        command = [str(python), str(PEERS / script), *arguments, str(result)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        return json.loads(result.read_text())
+
+
+def _environment(folder: Path, packages: Sequence[str]) -> Path:
+    python = folder / "bin" / "python"
+    if not (folder / "complete").exists():
+        venv.create(folder, with_pip=True, clear=True)
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
+        (folder / "complete").touch()
+    return python
+
+
+def best_rate(function: Callable[[], object], documents: int, repeats: int = 3) -> float:
+    """Documents per CPU-second, the best of some tries after one that warms up."""
+    function()
+    rates = []
+    for _ in range(repeats):
+        started = time.process_time()
+        function()
+        rates.append(documents / (time.process_time() - started))
+    return max(rates)
+
+
+def minhash_speed(bench: Bench) -> list[Figure]:
+    """Show 1: signatures from text."""
+    texts = bench.texts(2000 * bench.size)
+    column = pa.array(texts, pa.large_string())
+    peers = bench.peer("sketches", "signatures.py", str(write_jsonl(texts, bench.folder / "signatures.jsonl")))
+    ours = best_rate(lambda: signatures(column, 5, 112, 1), len(texts))
+    print(
+        f"signatures, documents per CPU-second: ours {ours:,.0f}, "
+        + ", ".join(f"{k} {v:,.0f}" for k, v in peers.items())
+    )
+    rensa = max(peers["by_rensa"], peers["by_rensa_in_bulk"])
+    return [
+        Figure("minhash over datasketch update_batch", ours / peers["by_datasketch"], 40, unit="x"),
+        Figure("minhash over rensa from text", ours / rensa, 10, unit="x"),
+    ]
+
+
+def filter_speed(bench: Bench) -> list[Figure]:
+    """Show 2: the same four filters on every document, and how often the verdicts agree."""
+    from model.features import measure
+
+    texts = bench.texts(500 * bench.size)
+    column = pa.array(texts, pa.large_string())
+    path = str(write_jsonl(texts, bench.folder / "filters.jsonl"))
+    shipped = bench.peer("datatrove", "datatrove_filters.py", "shipped", path)
+    split = bench.peer("datatrove", "datatrove_filters.py", "whitespace", path)
+    features = features_table(measure(column))
+    ours = best_rate(lambda: reasons(features_table(measure(column)), PUBLISHED), len(texts))
+    rates = [len(texts) / sum(judged["seconds"] for judged in peer.values()) for peer in (shipped, split)]
+    print(
+        f"four filters, documents per CPU-second: ours {ours:,.0f}, datatrove {rates[0]:,.0f}, with split {rates[1]:,.0f}"
+    )
+    agreement = [agree(name, features, split[name]["reasons"]) for name in GROUPS]
+    return [
+        Figure("filters over datatrove as shipped", ours / rates[0], 100, unit="x"),
+        Figure("filters over datatrove with whitespace words", ours / rates[1], 20, unit="x"),
+        *(Figure(f"agreement on {name}", value, 0.9) for name, value in zip(GROUPS, agreement)),
+    ]
+
+
+def features_table(measured: np.ndarray) -> pa.Table:
+    """Measured features as the filter stores them."""
+    from model.features import FEATURES
+
+    columns = {name: np.ascontiguousarray(measured[:, n]) for n, name in enumerate(FEATURES)}
+    columns |= {name: np.zeros(len(measured), np.float32) for name in ("blocked_words", "language_probability")}
+    return pa.table({**columns, "language": [""] * len(measured)})
+
+
+def only(group: Sequence[str]) -> FilterConfig:
+    """The published thresholds of these rules; every other rule lets everything pass."""
+    off = {rule.reason: (0 if rule.side == "min" else 1e9) for rule in RULES if rule.reason not in group}
+    return PUBLISHED.model_construct(**{**PUBLISHED.model_dump(), **off, "languages": (), "pii": "keep"})
+
+
+def agree(name: str, features: pa.Table, theirs: Sequence[str]) -> float:
+    """Share of equal verdicts; prints the reasons behind the unequal ones."""
+    ours = reasons(features, only(GROUPS[name])).to_pylist()
+    unequal = Counter(
+        (mine or "kept", other or "kept") for mine, other in zip(ours, theirs) if bool(mine) != bool(other)
+    )
+    share = 1 - unequal.total() / len(ours)
+    print(f"{name}: {100 * share:.1f} % equal verdicts; ours / datatrove: {dict(unequal.most_common(8))}")
+    return share
+
+
+def pipeline_speed(bench: Bench) -> list[Figure]:
+    """Show 3: from JSON lines to token files."""
+    few, many = bench.texts(300 * bench.size), bench.texts(10_000 * bench.size)
+    tokenizer = train_tokenizer(bench.folder, many[:2000])
+    write_jsonl(few, bench.folder / "few" / "documents.jsonl")
+    peer = bench.peer(
+        "datatrove", "datatrove_pipeline.py", str(bench.folder / "few"), str(tokenizer.path / "tokenizer.json"),
+        str(bench.folder / "datatrove"),
+    )  # fmt: skip
+    write_jsonl(many, bench.folder / "many" / "documents.jsonl")
+    seconds = in_child(ours_from_jsonl, bench.folder / "many", tokenizer, bench.folder / "pipeline")
+    theirs, ours = len(few) / peer["cpu_seconds"], len(many) / seconds["cpu_seconds"]
+    print(f"JSON lines to tokens, documents per CPU-second: ours {ours:,.0f}, datatrove {theirs:,.1f}; ours by stage: "
+          f"{ {name: round(value, 2) for name, value in seconds.items()} }")  # fmt: skip
+    return [Figure("JSON lines to tokens over datatrove", ours / theirs, 60, unit="x")]
+
+
+def in_child(function: Callable[..., dict[str, float]], *arguments: object) -> dict[str, float]:
+    """Call in a fresh process, so that its start, imports and memory are its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def dedup_quality(bench: Bench) -> list[Figure]:
+    """Show 4: recall and precision against exact Jaccard, and the labelled near-duplicates where they are given."""
+    planted = plant(bench.texts(8_000 * bench.size, characters=1200 if bench.size > 1 else 3300), 0.3, seed=1)
+    documents = documents_artifact(planted.texts, bench.folder / "quality", shards=4)
+    done = run_dedup(documents, bench.folder / "quality-home")
+    dropped = {row["dropped"]: row for row in pq.read_table(done.path / "pairs.parquet").to_pylist()}
+    ids = [name for shard in attribute_shards(done) for name in pq.read_table(shard)["doc_id"].to_pylist()]
+    number = {name: n for n, name in enumerate(ids)}
+    sets = shingles(pa.array(planted.texts, pa.large_string()), 5)
+    truth = true_pairs(planted, sets)
+    similar = [(a, b) for (a, b), value in truth.items() if value >= 0.8]
+    found = sum(ids[a] in dropped or ids[b] in dropped for a, b in similar)
+    checked = [jaccard(sets[number[row["dropped"]]], sets[number[row["kept"]]]) for row in dropped.values()]
+    print(f"dedup quality on {len(ids):,} documents: {len(similar):,} pairs with J >= 0.8, {len(dropped):,} dropped")
+    return [
+        Figure("dedup recall at J >= 0.8", found / len(similar), 0.97),
+        Figure("dedup precision at J >= 0.7", float(np.mean(np.array(checked) >= 0.7)), 0.97),
+    ]
+
+
+def true_pairs(planted: Planted, sets: Ragged) -> dict[tuple[int, int], float]:
+    """Exact Jaccard of the planted pairs and of all that a very liberal LSH (64 bands of 4) finds."""
+    signature = signatures(pa.array(planted.texts, pa.large_string()), 5, 256, 99)
+    pairs = set(planted.pairs)
+    for keys in band_keys(signature, 64, 4):
+        order = np.argsort(keys, kind="stable")
+        borders = np.flatnonzero(np.diff(keys[order])) + 1
+        for bucket in np.split(order, borders):
+            if 1 < len(bucket) <= 50:
+                rows = sorted(bucket.tolist())
+                pairs.update((a, b) for i, a in enumerate(rows) for b in rows[i + 1 :])
+    return {(a, b): jaccard(sets[a], sets[b]) for a, b in pairs}
+
+
+def labelled_pairs(bench: Bench) -> list[Figure]:
+    """Show 4, second half: plagiarised news with known pairs, if the files lie beside the corpus."""
+    found = expected = false = 0
+    for path in sorted((Path(bench.corpus).parent / "near_duplicates").glob("*.train")):
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        names, texts = zip(*(line.split(" ", 1) for line in lines))
+        truth = {frozenset(line.split()) for line in path.with_suffix(".truth").read_text().splitlines()}
+        documents = documents_artifact(texts, bench.folder / path.stem, shards=2)
+        done = run_dedup(documents, bench.folder / f"{path.stem}-home")
+        ids = [name for shard in attribute_shards(done) for name in pq.read_table(shard)["doc_id"].to_pylist()]
+        label = dict(zip(ids, names))
+        pairs = pq.read_table(done.path / "pairs.parquet").to_pylist()
+        ours = {frozenset((label[row["dropped"]], label[row["kept"]])) for row in pairs}
+        found, expected, false = found + len(ours & truth), expected + len(truth), false + len(ours - truth)
+    if not expected:
+        print("no labelled near-duplicates beside the corpus: not measured")
+        return []
+    return [
+        Figure("labelled near-duplicates found", found / expected, 1.0),
+        Figure("labelled near-duplicates, false", false, 0, better="lower"),
+    ]
+
+
+def run_dedup(documents: Artifact, home: Path) -> Artifact:
+    """Dedup with its defaults, on one worker."""
+    everything = all_kept(documents, home / "everything")
+    return build(
+        dedup, DedupConfig(), {"documents": documents, "filtered": everything}, Execution(home=home, workers=1)
+    )
+
+
+def increments(bench: Bench) -> list[Figure]:
+    """Show 5: ten increments against one run, and the price of the last tenth."""
+    texts = plant(bench.texts(4_000 * bench.size), 0.3, seed=2).texts
+    whole = documents_artifact(texts, bench.folder / "inc-whole", shards=20)
+    run_filter_dedup(documents_artifact(texts[:200], bench.folder / "inc-warm", 1), bench.folder / "inc-warm-home")
+    once = run_filter_dedup(whole, bench.folder / "inc-once-home")
+    for step in range(1, 11):
+        part = bench.folder / f"inc-{step}"
+        (part / "shards").mkdir(parents=True, exist_ok=True)
+        for shard in sorted((whole.path / "shards").glob("*.parquet"))[: 2 * step]:
+            if not (part / "shards" / shard.name).exists():
+                os.link(shard, part / "shards" / shard.name)
+        last = run_filter_dedup(Artifact(f"part {step} of {whole.digest}", part), bench.folder / "inc-home")
+    print(f"increments: one run {once.seconds:.2f} CPU-s, the last tenth {last.seconds:.2f} CPU-s")
+    return [
+        Figure("ten increments equal one run", float(last.digest == once.digest), 1),
+        Figure("cost of +10 % over a full run", last.seconds / once.seconds, 0.15, better="lower"),
+    ]
+
+
+@dataclass(frozen=True)
+class FilteredDeduplicated:
+    """The digest of dedup's artifact and the CPU seconds of both stages."""
+
+    digest: str
+    seconds: float
+
+
+def run_filter_dedup(documents: Artifact, home: Path) -> FilteredDeduplicated:
+    """Both stages on one worker, so that this process's CPU time is theirs."""
+    execution = Execution(home=home, workers=1)
+    started = time.process_time()
+    filtered = obtain(filter, FilterConfig(), {"documents": documents}, execution).artifact
+    done = obtain(dedup, DedupConfig(), {"documents": documents, "filtered": filtered}, execution).artifact
+    return FilteredDeduplicated(done.digest, time.process_time() - started)
+
+
+def memory(bench: Bench) -> list[Figure]:
+    """Show 8: a large synthetic corpus (real text, repeated with noise) within 2 GB."""
+    megabytes = 2000 if bench.size > 1 else 150
+    base = bench.texts(4_000)
+    rng = np.random.default_rng(3)
+    folder = bench.folder / "large"
+    written = 0
+    shard = 0
+    while written < megabytes * 1_000_000:
+        texts = []
+        while sum(map(len, texts[-1:])) * len(texts) < 64_000_000 and written < megabytes * 1_000_000:
+            words = base[int(rng.integers(len(base)))].split(" ")
+            for place in rng.integers(0, len(words), max(len(words) // 4, 1)).tolist():
+                words[place] = f"{words[place]}{int(rng.integers(1_000_000))}"
+            texts.append(" ".join(words))
+            written += len(texts[-1])
+        documents_artifact(texts, folder / f"part{shard:03d}", 1)
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        (folder / f"part{shard:03d}" / "shards" / "00000.parquet").rename(folder / "shards" / f"{shard:05d}.parquet")
+        shard += 1
+    facts = in_child(peak_of_filter_dedup, Artifact("large", folder), bench.folder / "large-home")
+    print(f"memory: {written / 1e6:,.0f} MB of text in {shard} shards, {facts['seconds']:,.0f} CPU-s, "
+          f"{written / 1e6 / facts['seconds']:.1f} MB per CPU-s")  # fmt: skip
+    return [
+        Figure(f"resident memory of filter + dedup on {written / 1e9:.1f} GB", facts["gigabytes"], 2, "lower", " GB")
+    ]
+
+
+def peak_of_filter_dedup(documents: Artifact, home: Path) -> dict[str, float]:
+    """Run both stages here; peak resident memory and CPU seconds."""
+    seconds = run_filter_dedup(documents, home).seconds
+    return {"gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "seconds": seconds}
+
+
+MEASUREMENTS = {
+    "minhash": minhash_speed,
+    "filters": filter_speed,
+    "pipeline": pipeline_speed,
+    "quality": dedup_quality,
+    "labelled": labelled_pairs,
+    "increments": increments,
+    "memory": memory,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small: about two minutes once the peers are installed")
+    parser.add_argument("--corpus", default="python-docs", help="any source that `bessemer run --corpus` takes")
+    parser.add_argument("--peers", type=Path, default=Path(tempfile.gettempdir()) / "bessemer-peers")
+    parser.add_argument("--only", nargs="*", choices=sorted(MEASUREMENTS), default=list(MEASUREMENTS))
+    arguments = parser.parse_args()
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="bessemer-bench-") as folder:
+        bench = Bench(Path(folder), arguments.peers, arguments.corpus, size=1 if arguments.quick else 5)
+        for name in arguments.only:
+            figures += MEASUREMENTS[name](bench)
+            sys.stdout.flush()
+    conclude(figures)
+
+
+if __name__ == "__main__":
+    main()

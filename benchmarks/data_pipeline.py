@@ -1,0 +1,71 @@
+"""Our side of "JSON lines to token files": ingest, filter, dedup and pack, on one worker."""
+
+import resource
+import time
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks.data_corpus import documents_artifact
+from tasks.dedup import DedupConfig, dedup
+from tasks.execution import Execution
+from tasks.filter import PUBLISHED, filter
+from tasks.ingest import IngestConfig, ingest
+from tasks.pack import PackConfig, pack
+from tasks.source import resolve_source
+from tasks.stage import Artifact, build
+from tasks.tokenizer import TokenizerConfig, tokenizer
+
+
+def all_kept(documents: Artifact, folder: Path) -> Artifact:
+    """Attributes that keep every document."""
+    for shard in sorted((documents.path / "shards").glob("*.parquet")):
+        ids = pq.read_table(shard, columns=["doc_id"])["doc_id"]
+        (folder / "attributes").mkdir(parents=True, exist_ok=True)
+        pq.write_table(
+            pa.table({"doc_id": ids, "keep": pa.array([True] * len(ids), pa.bool_())}),
+            folder / "attributes" / shard.name,
+        )
+    return Artifact(f"all of {documents.digest}", folder)
+
+
+def train_tokenizer(folder: Path, texts: Sequence[str]) -> Artifact:
+    """A tokenizer of 32,000 entries; its training is no part of the comparison."""
+    documents = documents_artifact(texts, folder / "tokenizer-documents", 1)
+    kept = all_kept(documents, folder / "tokenizer-kept")
+    inputs = {"documents": documents, "filtered": kept, "deduplicated": kept, "decontaminated": kept}
+    return build(tokenizer, TokenizerConfig(vocab_size=32_000), inputs, Execution(home=folder / "tokenizer-home"))
+
+
+def cpu_seconds() -> float:
+    """Of this process and of the children that it waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + usage.ru_utime + usage.ru_stime
+
+
+def ours_from_jsonl(source: Path, vocabulary: Artifact, home: Path) -> dict[str, float]:
+    """CPU seconds by stage and in all, from after the imports, as for the peer."""
+    import model.exact
+    import model.features_kernel
+    import model.keep_first
+    import model.pii  # noqa: F401
+
+    execution = Execution(home=home, workers=1)
+    marks = [("start", cpu_seconds())]
+    corpus = resolve_source(str(source), home / "cache")
+    documents = build(ingest, IngestConfig(), {"corpus": corpus}, execution)
+    marks.append(("ingest", cpu_seconds()))
+    published = PUBLISHED.model_copy(update={"languages": ()})  # datatrove's side identifies no language either
+    filtered = build(filter, published, {"documents": documents}, execution)
+    marks.append(("filter", cpu_seconds()))
+    unique = build(dedup, DedupConfig(), {"documents": documents, "filtered": filtered}, execution)
+    marks.append(("dedup", cpu_seconds()))
+    clean = all_kept(documents, home / "clean")
+    inputs = {"documents": documents, "filtered": filtered, "deduplicated": unique, "decontaminated": clean}
+    build(pack, PackConfig(), {**inputs, "tokenizer": vocabulary}, execution)
+    marks.append(("pack", cpu_seconds()))
+    stages = {name: end - start for (_, start), (name, end) in pairwise(marks)}
+    return {**stages, "cpu_seconds": sum(stages.values())}
