@@ -115,9 +115,11 @@ class _VectorDot:
     def sum_over_pairs(self, level: Callable[[Any], Any]) -> Any:
         """Emit the loop over pairs of blocks; `level` emits the levels of codes, whose upper bits are arbitrary."""
         b = self.builder
-        total = cgutils.alloca_once_value(b, ir.Constant(self.floats, [0.0] * self.lanes))
+        zeros = ir.Constant(self.floats, [0.0] * self.lanes)
+        # A sum for each half: one alone would wait four cycles for each addition.
+        totals = [cgutils.alloca_once_value(b, zeros) for _ in range(2)]
         with cgutils.for_range(b, self.pairs, intp=self.int64) as loop:
-            added = b.load(total)
+            sums = [b.load(total) for total in totals]
             for part in range(BLOCK // self.lanes):
                 packed = self._load_codes(loop.index, part)
                 upper = b.lshr(packed, ir.Constant(self.integers, [4] * self.lanes))
@@ -126,9 +128,11 @@ class _VectorDot:
                     start = b.add(b.mul(block, self._int(BLOCK)), self._int(part * self.lanes))
                     x = self._load(b.gep(self.x, [start]), self.floats)
                     product = b.fmul(level(index), x)
-                    added = b.fadd(added, b.fmul(product, self._scale(block), flags=("contract",)), flags=("contract",))
-            b.store(added, total)
-        return self._lanes_sum(b.load(total))
+                    scaled = b.fmul(product, self._scale(block), flags=("contract",))
+                    sums[half] = b.fadd(sums[half], scaled, flags=("contract",))
+            for total, value in zip(totals, sums):
+                b.store(value, total)
+        return self._lanes_sum(b.fadd(*(b.load(total) for total in totals)))
 
     def _int(self, value: int) -> Any:
         return ir.Constant(self.int64, value)

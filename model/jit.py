@@ -1,8 +1,10 @@
 """Compile kernels ahead of time with numba; without numba the same functions, or their numpy twins, run as Python."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -20,6 +22,24 @@ try:
     COMPILED: bool = os.environ.get("NUMBA_DISABLE_JIT", "0") != "1"
 except ImportError:
     COMPILED = False
+
+
+def _cache_folder() -> Path:
+    """Where compiled kernels are kept, a folder for each state of all files with kernels.
+
+    numba looks only at the file of a kernel to tell whether what it kept is stale, not at the kernels it calls.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_bytes()
+        if b"model.jit" in source:
+            digest.update(path.name.encode() + source)
+    parent = os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__"
+    return Path(parent) / f"kernels-{digest.hexdigest()[:16]}"
+
+
+if COMPILED:
+    setattr(numba.config, "CACHE_DIR", str(_cache_folder()))  # noqa: B010 - numba makes its settings as it starts
 
 
 def kernel(*argument_types: str) -> Callable[[F], F]:
