@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from flows.recipe import Recipe
 from flows.servers import (
+    LOOPBACK,
     free_port,
     live_addresses,
     prefect_environment,
@@ -36,25 +37,36 @@ def run_with_prefect(recipe: Recipe, execution: Execution) -> RunRecord:
 
 @contextmanager
 def prefect_server(execution: Execution) -> Iterator[str]:
-    """Set the environment for a server's API and yield its address; must come before Prefect is imported."""
+    """Yield the address of a server's API, with Prefect set up to use it: the one that is up, or one of our own."""
     home = execution.home
     os.environ.update(prefect_environment(home))
     addresses = live_addresses(home)
     if addresses:
-        os.environ["PREFECT_API_URL"] = addresses.prefect_api
-        yield addresses.prefect_api
+        with _using(addresses.prefect_api):
+            yield addresses.prefect_api
         return
     port = free_port()
-    os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    address = f"http://{LOOPBACK}:{port}/api"
     child = start_temporary_prefect(home, port)
     try:
-        _import_meanwhile()
-        wait_until_healthy(child, f"{os.environ['PREFECT_API_URL']}/health")
-        yield os.environ["PREFECT_API_URL"]
-        _send_logs()
+        with _using(address):
+            _import_meanwhile()
+            wait_until_healthy(child, f"{address}/health")
+            yield address
+            _send_logs()
     finally:
         child.stop()
         child.log.unlink(missing_ok=True)
+
+
+@contextmanager
+def _using(address: str) -> Iterator[None]:
+    """Point Prefect at a server. It reads the environment once, when it is imported, and that may have been before."""
+    os.environ["PREFECT_API_URL"] = address
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: address}):
+        yield
 
 
 def _import_meanwhile() -> None:
