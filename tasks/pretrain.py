@@ -48,7 +48,7 @@ class PretrainConfig(TrainingConfig):
     )
     batch_tokens: int = Field(4096, ge=8, description="Tokens of one step, over all processes.")
     initial_batch_tokens: int = Field(0, ge=0, description="Tokens of the first steps, doubling; 0: no ramp.")
-    ramp_fraction: float = Field(0.2, gt=0, le=1, description="Share of training over which ramps reach their end.")
+    ramp_fraction: float = Field(0.3, gt=0, le=1, description="Share of training over which ramps reach their end.")
     steps: int = Field(0, ge=0, description="Steps to take; 0: as many as train_tokens or epochs say.")
     train_tokens: int = Field(0, ge=0, description="Tokens to train on; 0: as many as epochs say.")
     epochs: float = Field(1.0, gt=0, le=1000, description="How often each token is read, unless steps or tokens say.")

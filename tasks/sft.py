@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 class SftConfig(TrainingConfig):
     """Gentler rates than in pretraining, rows of packed conversations."""
 
-    matrix_learning_rate: float = Field(0.004, gt=0, le=10, description="Peak learning rate of Muon.")
+    matrix_learning_rate: float = Field(0.01, gt=0, le=10, description="Peak learning rate of Muon.")
     learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
-    embedding_learning_rate: float = Field(0.01, gt=0, le=10, description="Peak learning rate of the input embedding.")
-    head_learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
+    embedding_learning_rate: float = Field(0.03, gt=0, le=10, description="Peak learning rate of the input embedding.")
+    head_learning_rate: float = Field(2e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
     schedule: Literal["wsd", "cosine", "linear"] = Field("linear", description="Course of the learning rate.")
     sequence_length: int = Field(256, ge=8, le=1_048_576, description="Tokens of one row of packed conversations.")
     batch_tokens: int = Field(4096, ge=8, description="Tokens of one step, over all processes.")
     steps: int = Field(0, ge=0, description="Steps to take; 0: as many as epochs say.")
-    epochs: float = Field(2.0, gt=0, le=1000, description="How often each conversation is read, unless steps say.")
+    epochs: float = Field(1.0, gt=0, le=1000, description="How often each conversation is read, unless steps say.")
     too_long: Literal["truncate", "drop"] = Field(
         "truncate", description="What becomes of conversations that are longer than a row."
     )
