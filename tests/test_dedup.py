@@ -244,6 +244,14 @@ def test_shards_and_workers_do_not_change_a_verdict(tmp_path: Path) -> None:
     assert [pair["similarity"] for pair in pairs(one)] == [pair["similarity"] for pair in pairs(many)]
 
 
+def test_a_new_threshold_signs_nothing_again(tmp_path: Path) -> None:
+    shards = {"a": corpus(20, seed=2)}
+    run(tmp_path / "a", shards, home=tmp_path / "home")
+    signed = list((tmp_path / "home" / "memo" / "sign_shard").iterdir())
+    run(tmp_path / "a", shards, DedupConfig(threshold=0.9), home=tmp_path / "home")
+    assert len(signed) == 1 and list((tmp_path / "home" / "memo" / "sign_shard").iterdir()) == signed
+
+
 def test_another_threshold_has_an_index_of_its_own(tmp_path: Path) -> None:
     shards = {"a": corpus(60, seed=2)}
     loose = run(tmp_path / "a", shards, DedupConfig(threshold=0.5), home=tmp_path / "home")
