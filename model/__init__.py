@@ -1,1 +1,1 @@
-"""Mathematics: the model, its data, its training and its kernels; knows of neither files of stages nor orchestration."""
+"""Mathematics: the model, its data, its training and its kernels; knows neither stages nor orchestration."""

@@ -1,4 +1,4 @@
-"""Recipes: every preset loads, the dial scales, and a mistake names the field, its bounds and the nearest valid name."""
+"""Recipes: presets load, the dial scales, and a mistake names the field, its bounds and the nearest valid name."""
 
 from pathlib import Path
 
