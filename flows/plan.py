@@ -54,7 +54,7 @@ class Planner:
                 self._expected_bytes[found.artifact.digest] = float(found.manifest.size_bytes)
                 return found.artifact
             status, reason = "run", found or self._difference(stage, config, label, inputs)
-        self.rows.append(PlanRow(label, status, reason, self._forecast(stage, config, inputs)))
+        self.rows.append(PlanRow(label, status, reason, self._forecast(stage, config, label, inputs)))
         return self._pending(stage, label)
 
     def _pending(self, stage: Stage[Any], label: str) -> Artifact:
@@ -93,13 +93,12 @@ class Planner:
         found += [f"input {name} is gone" for name in manifest.inputs if name not in inputs]
         return found
 
-    def _forecast(self, stage: Stage[C], config: C, inputs: Mapping[str, Input]) -> Forecast | None:
+    def _forecast(self, stage: Stage[C], config: C, label: str, inputs: Mapping[str, Input]) -> Forecast | None:
         input_bytes = sum(self._size(value) for value in inputs.values())
         sizes = {m.digest: float(m.size_bytes) for m in self._manifests}
         earlier = [
             (work_of(m.config, sum(sizes.get(d, self._expected_bytes.get(d, 0.0)) for d in m.inputs.values())), m)
-            for m in self._manifests
-            if m.stage == stage.name
+            for m in self._past(stage, label)
         ]
         return forecast(work_of(config.model_dump(mode="json"), input_bytes), earlier)
 
