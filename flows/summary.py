@@ -227,9 +227,14 @@ def render(summary: Summary) -> RenderableType:
 
 def print_summary(summary: Summary) -> None:
     """Show the summary on standard output."""
+    wide_console().print(render(summary))
+
+
+def wide_console() -> Console:
+    """Standard output, wide enough for tables."""
     console = Console(highlight=False)
     console.width = max(console.width, MINIMUM_WIDTH)
-    console.print(render(summary))
+    return console
 
 
 def summary_json(summary: Summary) -> dict[str, Any]:

@@ -51,15 +51,14 @@ def run(options: argparse.Namespace) -> None:
 def plan(options: argparse.Namespace) -> None:
     """Show what would run."""
     from flows.plan import make_plan, plan_json, plan_table, plan_totals
+    from flows.summary import wide_console
 
     plan = read_plan(options)
     rows = make_plan(plan.recipe, plan.execution)
     if options.json:
         print_json(plan_json(rows))
         return
-    from rich.console import Console
-
-    output = Console(soft_wrap=True, highlight=False)
+    output = wide_console()
     output.print(plan_table(rows))
     whole = plan_totals(rows)
     if whole:
