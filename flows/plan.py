@@ -51,7 +51,6 @@ class Planner:
             found = lookup(self.store, stage, config, inputs)
             if isinstance(found, Outcome):
                 self.rows.append(PlanRow(label, "cached", found.note, None))
-                self._expected_bytes[found.artifact.digest] = float(found.manifest.size_bytes)
                 return found.artifact
             status, reason = "run", found or self._difference(stage, config, label, inputs)
         self.rows.append(PlanRow(label, status, reason, self._forecast(stage, config, label, inputs)))
@@ -94,21 +93,10 @@ class Planner:
         return found
 
     def _forecast(self, stage: Stage[C], config: C, label: str, inputs: Mapping[str, Input]) -> Forecast | None:
-        input_bytes = sum(self._size(value) for value in inputs.values())
-        sizes = {m.digest: float(m.size_bytes) for m in self._manifests}
-        earlier = [
-            (work_of(m.config, sum(sizes.get(d, self._expected_bytes.get(d, 0.0)) for d in m.inputs.values())), m)
-            for m in self._past(stage, label)
-        ]
+        input_bytes = sum(self._expected_bytes.get(v.digest) or v.size_bytes for v in inputs.values())
+        known = [m for m in self._past(stage, label) if m.input_bytes or not m.inputs]
+        earlier = [(work_of(m.config, m.input_bytes), m) for m in known]
         return forecast(work_of(config.model_dump(mode="json"), input_bytes), earlier)
-
-    def _size(self, value: Input) -> float:
-        files = getattr(value, "files", None)  # a Source lists its files; an artifact's size is in its manifest
-        if files is not None:
-            size = float(sum(file.bytes for file in files))
-            self._expected_bytes[value.digest] = size
-            return size
-        return self._expected_bytes.get(value.digest, 0.0)
 
 
 def _config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str) -> list[str]:

@@ -46,6 +46,11 @@ class Source:
     digest: str
     files: tuple[SourceFile, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(file.bytes for file in self.files)
+
 
 def resolve_source(spec: str, cache: Path) -> Source:
     """The files that `spec` stands for: `python-docs`, a file, a folder, a glob, an fsspec address (`s3://...`) or a

@@ -43,6 +43,10 @@ class Input(Protocol):
     def digest(self) -> str:
         """sha256 of the content, in hex."""
 
+    @property
+    def size_bytes(self) -> int:
+        """How much there is to read, for forecasts."""
+
 
 class Observer(Protocol):
     """Whoever watches a stage being built: tracking, an orchestrator, a test. It cannot influence the result."""
@@ -262,6 +266,7 @@ def _build_now(
         metrics=run.metrics,
         seconds=time.monotonic() - started,
         cpu_seconds=_cpu_seconds() - cpu_started,
+        input_bytes=sum(value.size_bytes for value in inputs.values()),
         size_bytes=size,
         created=now_utc(),
         environment=environment(execution),

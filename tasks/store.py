@@ -26,6 +26,11 @@ class Artifact:
     digest: str
     path: Path
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(path.stat().st_size for path in list_files(self.path))
+
 
 class Manifest(BaseModel):
     """Where an artifact came from and what it cost; kept at `keys/<stage>/<key>.json`."""
@@ -43,6 +48,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     seconds: float
     cpu_seconds: float
+    input_bytes: int = 0  # unknown to manifests of the first version
     size_bytes: int
     created: str
     environment: dict[str, str]
