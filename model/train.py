@@ -258,10 +258,11 @@ class Trainer:
     def _restore(self) -> None:
         """Go back to the last checkpoint; before the first, what there is becomes it."""
         progress, state = self._progress, self._checkpoints.load()
-        if state is None:
+        if not self._first_process_says(state is not None):
             self._save()
             self._reporter.rewind(0)
             return
+        assert state is not None, "the first process read a checkpoint that this one cannot read"
         self._parallel.load(state)
         progress.step, progress.losses = state["step"], list(state["losses"])
         progress.averaged, progress.values = state["averaged"], dict(state["values"])
@@ -270,6 +271,16 @@ class Trainer:
         self._reporter.advance(progress.step, 0)
         if progress.step:
             self._report()
+
+    def _first_process_says(self, value: bool) -> bool:
+        """The first process's `value`, for all: a late one may already see the checkpoint that the first has just made.
+
+        Each looks before it asks, so nothing is written between the looking and the answer.
+        """
+        answer = torch.tensor([int(value)], device=self._parallel.device)
+        if self._parallel.world > 1:
+            dist.broadcast(answer, 0)
+        return bool(answer.item())
 
     def _save(self) -> None:
         state: dict[str, Any] = self._parallel.state()
