@@ -1,5 +1,6 @@
 """Where MLflow keeps things, and the client that reaches it; no telemetry, short retries, no stray folders."""
 
+import logging
 import os
 import urllib.error
 import urllib.request
@@ -49,6 +50,7 @@ def quiet_environment() -> None:
     """Set what MLflow reads when it is imported."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # announces each new database in two lines
 
 
 def connect(execution: Execution) -> Connection:
