@@ -79,6 +79,22 @@ def test_second_run_is_served(undisturbed: dict[str, Any], corpus: Path, home: P
     assert digests(again) == digests(undisturbed)
 
 
+def test_damage_is_noticed_and_rebuilt(undisturbed: dict[str, Any], corpus: Path, home: Path) -> None:
+    """Before any other model is promoted in this home: the gate would have another champion to ask about."""
+    found = digests(undisturbed)
+    weights = home / "objects" / found["sft"] / "model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+    for shard in (home / "objects" / found["filter"] / "attributes").iterdir():
+        shard.unlink()
+    again = bessemer(tiny.arguments(corpus, home, *IN_PROCESS))
+    notes = {stage["label"]: stage["note"] for stage in again["stages"] if stage["status"] == "built"}
+    assert set(notes) == {"filter", "sft"}
+    assert all("has changed on disk" in note for note in notes.values())
+    assert digests(again) == found
+
+
 def test_a_changed_beta_reruns_dpo_and_what_follows(undisturbed: dict[str, Any], corpus: Path, home: Path) -> None:
     plan = bessemer(["plan", *tiny.arguments(corpus, home, "--set", "dpo.beta=0.2")[1:]])
     planned = {row["label"]: row for row in plan["stages"]}
@@ -115,18 +131,3 @@ def test_killed_anywhere_and_run_again_ends_the_same(
     process.communicate()
     again = bessemer(tiny.arguments(corpus, tmp_path, *IN_PROCESS, "--workers", "2"))
     assert digests(again) == digests(undisturbed)
-
-
-def test_damage_is_noticed_and_rebuilt(undisturbed: dict[str, Any], corpus: Path, home: Path) -> None:
-    found = digests(undisturbed)
-    weights = home / "objects" / found["sft"] / "model.safetensors"
-    raw = bytearray(weights.read_bytes())
-    raw[-1] ^= 1
-    weights.write_bytes(raw)
-    for shard in (home / "objects" / found["filter"] / "attributes").iterdir():
-        shard.unlink()
-    again = bessemer(tiny.arguments(corpus, home, *IN_PROCESS))
-    notes = {stage["label"]: stage["note"] for stage in again["stages"] if stage["status"] == "built"}
-    assert set(notes) == {"filter", "sft"}
-    assert all("has changed on disk" in note for note in notes.values())
-    assert digests(again) == found
