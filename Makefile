@@ -10,7 +10,7 @@ demo: $(VENV)/.installed          ## raw text to a chat model, about twelve minu
 	$(BIN)/bessemer run demo
 
 test: $(VENV)/.installed-test     ## every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/.installed-test     ## style and strict types
 	$(BIN)/ruff check .
