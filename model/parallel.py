@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from model.heap import keep_freed_memory
 from model.objectives import Objective
 from model.optim import OptimizerSettings, build_optimizer
 
@@ -40,7 +41,7 @@ class Placement:
     processes: int = 1
     strategy: Strategy = "ddp"
     threads: int = 1
-    micro_batch_tokens: int = 16384
+    micro_batch_tokens: int = 4096
 
 
 class Parallel(Protocol):
@@ -92,7 +93,8 @@ def place(
         ValueError: the number of processes, the device or the strategy that runs is not the one asked for.
     """
     torch.set_num_threads(placement.threads)
-    choose_device(placement.device)
+    if choose_device(placement.device).type == "cpu":
+        keep_freed_memory()
     if placement.strategy == "deepspeed" and placement.processes > 1:
         from model.zero import ZeroProcesses
 

@@ -37,7 +37,9 @@ class Execution(BaseModel):
     )
     engine_address: str = Field("", description="Address of the Dask scheduler or Ray head; empty starts a local one.")
     micro_batch_tokens: int = Field(
-        16384, ge=128, description="Tokens that one process takes through the model at once; the batch is split to fit."
+        4096,
+        ge=128,
+        description="Tokens that one process takes through the model at once; a GPU takes far more than a CPU's 4096.",
     )
     tracking_uri: str = Field(
         "", description="MLflow server or database; empty: SQLite under the home folder; none: no tracking."
