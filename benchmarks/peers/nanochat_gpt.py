@@ -98,8 +98,13 @@ class Nanochat:
 
     def step(self, batch: dict[str, Tensor], progress: float) -> None:
         """One optimizer step when a share `progress` of training is done."""
-        loss = self.compiled(batch["input_ids"], batch["labels"])
-        loss.backward()
+        self.accumulate_and_step([batch], progress)
+
+    def accumulate_and_step(self, parts: list[dict[str, Tensor]], progress: float) -> None:
+        """The same over a batch in equal parts."""
+        for part in parts:
+            loss = self.compiled(part["input_ids"], part["labels"]) / len(parts)
+            loss.backward()
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * learning_rate_factor(self.steps, progress)
             if group["kind"] == "muon":
