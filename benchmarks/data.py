@@ -32,6 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data_corpus import Planted, documents_artifact, plant, real_texts, write_jsonl
+from benchmarks.data_html import html_quality
 from benchmarks.data_pipeline import all_kept, ours_from_jsonl, train_tokenizer
 from benchmarks.report import Figure, conclude
 from model.minhash import band_keys, jaccard, signatures
@@ -333,6 +334,11 @@ def peak_of_filter_dedup(documents: Artifact, home: Path) -> dict[str, float]:
     return {"gigabytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, "seconds": seconds}
 
 
+def html(bench: Bench) -> list[Figure]:
+    """Show 6: main content of pages marked by hand, if they lie beside the corpus."""
+    return html_quality(Path(bench.corpus).parent / "html" / "readability")
+
+
 MEASUREMENTS = {
     "minhash": minhash_speed,
     "filters": filter_speed,
@@ -340,6 +346,7 @@ MEASUREMENTS = {
     "quality": dedup_quality,
     "labelled": labelled_pairs,
     "increments": increments,
+    "html": html,
     "memory": memory,
 }
 
