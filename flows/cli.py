@@ -114,6 +114,7 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--corpus", default="", help="text to learn from: folder, file, glob or hub data set id")
     parser.add_argument("--sft", default="", help="conversations: OpenAI messages, Alpaca or ShareGPT layout")
     parser.add_argument("--preferences", default="", help="pairs: prompt, chosen and rejected as text or messages")
+    parser.add_argument("--benchmarks", default="", help="test files whose text must not be learned from")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. dpo.beta=0.2", dest="settings"
     )

@@ -18,7 +18,7 @@ from tasks.pretrain import pretrain
 from tasks.quantize import quantize
 from tasks.sft import sft
 from tasks.source import Source
-from tasks.stage import Artifact, Runner
+from tasks.stage import Artifact, Input, Runner
 from tasks.tokenizer import tokenizer
 
 
@@ -29,6 +29,12 @@ class Sources:
     corpus: Source
     sft: Source
     preferences: Source
+    benchmarks: Source | None = None
+
+    @property
+    def benchmark_input(self) -> dict[str, Source]:
+        """The benchmark files as an input, where there are any."""
+        return {"benchmarks": self.benchmarks} if self.benchmarks else {}
 
 
 @dataclass(frozen=True)
@@ -62,7 +68,8 @@ def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
     chats = run(conversations, recipe.conversations, sft=sources.sft)
     pairs = run(preferences, recipe.preferences, pairs=sources.preferences)
     corpus = {"documents": documents, "filtered": filtered, "deduplicated": unique}
-    clean = run(decontaminate, recipe.decontaminate, **corpus, conversations=chats, preferences=pairs)
+    tests: dict[str, Input] = {"conversations": chats, "preferences": pairs, **sources.benchmark_input}
+    clean = run(decontaminate, recipe.decontaminate, **corpus, **tests)
     corpus["decontaminated"] = clean
     bpe = run(tokenizer, recipe.tokenizer, **corpus)
     tokens = run(pack, recipe.pack, **corpus, tokenizer=bpe)

@@ -47,6 +47,9 @@ class Recipe(BaseModel):
     preference_data: str = Field(
         PYTHON_DOCS, min_length=1, description="Pairs of a better and a worse answer: a file, folder or python-docs."
     )
+    benchmarks: str = Field(
+        "", description="Benchmarks that the text must not give away: a file, folder or glob; empty: none."
+    )
     ingest: IngestConfig = Field(IngestConfig(), description="Read files into documents.")
     filter: FilterConfig = Field(FilterConfig(), description="Drop text that is not worth learning.")
     dedup: DedupConfig = Field(DedupConfig(), description="Drop copies and near-copies.")

@@ -27,6 +27,7 @@ def resolve_sources(recipe: Recipe, execution: Execution) -> Sources:
         corpus=resolve_source(recipe.corpus, cache),
         sft=resolve_source(recipe.sft_data, cache),
         preferences=resolve_source(recipe.preference_data, cache),
+        benchmarks=resolve_source(recipe.benchmarks, cache) if recipe.benchmarks else None,
     )
 
 
@@ -36,6 +37,7 @@ def source_digests(sources: Sources) -> dict[str, str]:
         "corpus": sources.corpus.digest,
         "sft_data": sources.sft.digest,
         "preference_data": sources.preferences.digest,
+        **{name: source.digest for name, source in sources.benchmark_input.items()},
     }
 
 

@@ -153,6 +153,28 @@ def _model_table(summary: Summary) -> Table:
     return table
 
 
+def overlap_lines(summary: Summary) -> list[str]:
+    """What the scores above must be read with: how much of what they are measured on the training text gives away."""
+    lines = []
+    leaks = summary.manifests.get("decontaminate")
+    for name in (name for name in (leaks.metrics if leaks else ()) if name.startswith("items/")):
+        assert leaks is not None
+        benchmark = name.removeprefix("items/")
+        found = leaks.metrics[f"items_overlapping/{benchmark}"]
+        if found:
+            lines.append(
+                f"{benchmark}: {found:.0f} of {leaks.metrics[name]:.0f} items stood in the text; dropped from it."
+            )
+    scored = summary.manifests.get("evaluate_dpo") or summary.manifests.get("evaluate_base")
+    if scored and "val_overlap" in scored.metrics:
+        clean = scored.metrics.get("val_bits_per_byte_clean")
+        without = f"; without the documents where it is 20 % or more: {clean:.4f} bits per byte" if clean else ""
+        lines.append(
+            f"Held-out text: {scored.metrics['val_overlap']:.1%} of it stands in the training text too{without}."
+        )
+    return lines
+
+
 def _figure(column: str, value: float | str | None) -> str:
     if not isinstance(value, float | int):
         return ""
@@ -215,6 +237,7 @@ def render(summary: Summary) -> RenderableType:
         parts += ["\n[bold]Pretraining loss[/bold] (nats per token)", curve]
     if model_rows(summary):
         parts += ["\n[bold]Held-out text[/bold]", _model_table(summary)]
+        parts += ["\n[bold]Overlap[/bold]", *(f"  {line}" for line in overlap_lines(summary))]
     for number, line in enumerate(verdict_lines(summary)):
         parts.append(f"  {line}" if number else f"\n[bold]Verdict[/bold]: {line}")
     for sample in summary.samples[:3]:

@@ -14,6 +14,7 @@ from tasks.store import Artifact, Store
 def read_plan(options: argparse.Namespace) -> Plan:
     """The recipe and execution that the command line asks for."""
     recipe = {"corpus": options.corpus, "sft_data": options.sft, "preference_data": options.preferences}
+    recipe["benchmarks"] = options.benchmarks
     execution = {"workers": options.workers, "processes": options.processes, "strategy": options.strategy}
     if getattr(options, "no_tracking", False):
         execution["tracking_uri"] = NO_TRACKING

@@ -1,12 +1,13 @@
 """Drop documents that share a long run of words with what later scores are measured on, so that scores mean something.
 
 Method of GPT-3 (Brown et al. 2020, appendix C): runs of 13 words; a run that many documents have is a common phrase,
-not a leak. Documents are searched by hash, shard by shard; each hit is then compared word by word. Measured are the
-validation splits of conversations and preferences; pack's validation split is taken from whole documents after dedup.
+not a leak. Documents are searched by hash, shard by shard; each hit is then compared word by word. Protected are the
+validation splits of conversations and preferences, and any benchmark files. The corpus's own validation split is taken
+from whole documents after dedup; `pack` measures how much of it stands in the training text all the same.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.documents import aligned_shards, kept_rows, write_table
+from tasks.readers import read_file
+from tasks.readers.records import Bad, Text
 from tasks.shards import Counts, ShardJob, map_shards
+from tasks.source import Source, SourceFile
 from tasks.stage import Artifact, StageConfig, StageRun, stage
 
 REMOVED_BEFORE, CONTAMINATED = "removed_before", "contaminated"
@@ -53,10 +57,16 @@ class Ngrams:
     text_of: NDArray[np.int64]
 
 
-def benchmark_texts(conversations: Artifact, preferences: Artifact) -> pa.Table:
-    """Each text of the validation splits with the split and the item it stems from."""
+def benchmark_texts(conversations: Artifact, preferences: Artifact, benchmarks: Source | None) -> pa.Table:
+    """Each text of the validation splits and benchmark files, with the benchmark and the item it stems from.
+
+    Raises:
+        ValueError: a benchmark file, or a record of it, cannot be read: what it asks could not be protected.
+    """
     rows = [("conversations", *row) for row in _conversation_texts(conversations.path / "validation.parquet")]
     rows += [("preferences", *row) for row in _preference_texts(preferences.path / "validation.parquet")]
+    for file in benchmarks.files if benchmarks else ():
+        rows += [(file.name, *row) for row in _file_texts(file)]
     columns = list(zip(*rows)) or [(), (), ()]
     return pa.table([list(column) for column in columns], schema=BENCHMARK_SCHEMA)
 
@@ -72,6 +82,25 @@ def _preference_texts(path: Path) -> Iterator[tuple[str, str]]:
         for part in ("prompt", "chosen", "rejected"):
             for message in row[part]:
                 yield row["preference_id"], message["content"]
+
+
+def _file_texts(file: SourceFile) -> Iterator[tuple[str, str]]:
+    """(place, text) of each text in the records of a file, whatever its field is called."""
+    for item in read_file(file.path, file.name):
+        if isinstance(item, Bad):
+            raise ValueError(f"The benchmark {file.name} {item.place} cannot be read: {item.error}. Mend or remove it.")
+        texts = [item.text] if isinstance(item, Text) else _strings(item.fields)
+        yield from ((item.place, text) for text in texts)
+
+
+def _strings(value: object) -> Iterator[str]:
+    """All strings inside lists and mappings."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for inner in value.values() for text in _strings(inner))
+    elif isinstance(value, Sequence):
+        yield from (text for inner in value for text in _strings(inner))
 
 
 def ngrams_of(texts: pa.LargeStringArray, words: int) -> Ngrams:
@@ -126,11 +155,12 @@ def decontaminate(
     deduplicated: Artifact,
     conversations: Artifact,
     preferences: Artifact,
+    benchmarks: Source | None = None,
 ) -> None:
     """Judge every document left so far; attributes as everywhere, and each overlap found."""
     from model.words import as_texts
 
-    benchmark = benchmark_texts(conversations, preferences)
+    benchmark = benchmark_texts(conversations, preferences, benchmarks)
     benchmark_path = run.scratch / "benchmark.parquet"
     write_table(benchmark, benchmark_path)
     aligned = aligned_shards(documents, filtered, deduplicated)
@@ -141,7 +171,7 @@ def decontaminate(
     leaks = _leaks(matched, len(ngrams.hashes), cfg.max_documents_per_ngram)
 
     totals: Counter[str] = Counter()
-    overlapping: set[str] = set()
+    overlapping: set[tuple[str, str]] = set()
     writer = pq.ParquetWriter(run.out / "overlaps.parquet", OVERLAP_SCHEMA, compression="zstd", write_statistics=False)
     with writer:
         for (shard, *attributes), path in zip(aligned, matched):
@@ -149,8 +179,11 @@ def decontaminate(
             write_table(verdict, run.out / "attributes" / shard.name)
             writer.write_table(overlaps)
             totals.update(verdict["reason"].to_pylist())
-            overlapping.update(f"{row['benchmark']}\0{row['item']}" for row in overlaps.to_pylist())
-    items = len(benchmark.group_by(["benchmark", "item"]).aggregate([]))
+            overlapping.update((row["benchmark"], row["item"]) for row in overlaps.to_pylist())
+    items = len(_items(benchmark))
+    for name, total in Counter(name for name, _ in _items(benchmark)).items():
+        run.metric(f"items/{name}", total)
+        run.metric(f"items_overlapping/{name}", sum(found == name for found, _ in overlapping))
     run.metric("documents_in", totals[""] + totals[CONTAMINATED])
     run.metric("documents_kept", totals[""])
     run.metric("documents_contaminated", totals[CONTAMINATED])
@@ -161,6 +194,11 @@ def decontaminate(
         f"{totals[CONTAMINATED]:,} of {totals[''] + totals[CONTAMINATED]:,} documents overlap with "
         f"{len(overlapping):,} of {items:,} validation items and are dropped"
     )
+
+
+def _items(benchmark: pa.Table) -> set[tuple[str, str]]:
+    """(benchmark, item) of all."""
+    return set(zip(benchmark["benchmark"].to_pylist(), benchmark["item"].to_pylist()))
 
 
 def _judge(

@@ -26,6 +26,10 @@ NATS_DIGITS = 4
 """Decimals kept of nats in files: sums in another order (other threads) differ below that."""
 
 
+CLEAN_SHARE = 0.2
+"""A document is clean if less than this share of its tokens stands in the training text (Llama 2, appendix A.6)."""
+
+
 class EvaluateConfig(StageConfig):
     """How much to measure on, and what to ask."""
 
@@ -108,6 +112,7 @@ def score_text(
 ) -> dict[str, float]:
     """Score validation documents into `documents.parquet`; the figures over all of them."""
     from model.scoring import compare_models, cut_windows, document_nats, sequence_scores
+    from tasks.overlap import read_overlap
     from tasks.token_files import sample_documents
 
     documents = list(sample_documents(tokens_dir, "validation", cfg.validation_tokens, cfg.document_tokens))
@@ -135,7 +140,8 @@ def score_text(
         "bytes": [len(text) for text in texts],
     }
     _write_columns(run.out / "documents.parquet", columns)
-    return text_figures(documents, nats, texts) | figures
+    clean = clean_figures(documents, nats, texts, read_overlap(tokens_dir))
+    return text_figures(documents, nats, texts) | clean | figures
 
 
 def text_figures(
@@ -158,6 +164,23 @@ def text_figures(
         rows = [i for i, d in enumerate(documents) if d.source == source]
         size = sum(len(texts[i]) for i in rows)
         figures[f"bits_per_byte/{source}"] = bits_per_byte(sum(nats[i] for i in rows), size)
+    return figures
+
+
+def clean_figures(
+    documents: Sequence["TokenDocument"], nats: Sequence[float], texts: Sequence[bytes], overlap: Mapping[str, float]
+) -> dict[str, float]:
+    """How much of the scored text stands in the training text too, and bits per byte without the documents where that
+    is much: what a score owes to memory."""
+    from model.scoring import bits_per_byte
+
+    shares = [overlap.get(document.doc_id, 0.0) for document in documents]
+    rows = [i for i, share in enumerate(shares) if share < CLEAN_SHARE]
+    figures = {"val_overlap": sum(share * len(d.ids) for share, d in zip(shares, documents))}
+    figures["val_overlap"] /= sum(len(d.ids) for d in documents)
+    size = sum(len(texts[i]) for i in rows)
+    if size:
+        figures["val_bits_per_byte_clean"] = bits_per_byte(sum(nats[i] for i in rows), size)
     return figures
 
 

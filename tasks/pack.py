@@ -21,6 +21,7 @@ from model.tokenizer import Tokenizer
 from tasks.contract import CONTRACT_FILE
 from tasks.documents import aligned_shards, read_kept
 from tasks.identity import canonical_json
+from tasks.overlap import write_overlap
 from tasks.shards import ShardJob, map_shards
 from tasks.stage import Artifact, StageConfig, StageRun, stage
 
@@ -68,7 +69,7 @@ def pack(
     decontaminated: Artifact,
     tokenizer: Artifact,
 ) -> None:
-    """Write `train.bin`, `validation.bin`, `spans.parquet`, `meta.json` and `contract.json`.
+    """Write `train.bin`, `validation.bin`, `spans.parquet`, `overlap.parquet`, `meta.json` and `contract.json`.
 
     Raises:
         ValueError: no document fell into one of the splits.
@@ -99,6 +100,7 @@ def pack(
     }
     (run.out / "meta.json").write_bytes(canonical_json(meta) + b"\n")
     (run.out / CONTRACT_FILE).write_bytes((tokenizer.path / CONTRACT_FILE).read_bytes())
+    run.metric("validation_overlap", write_overlap(run.out))
 
 
 def split_of(doc_id: str, validation_share: float) -> Split:

@@ -16,6 +16,7 @@ from model.shape import ModelConfig
 from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 from tasks.model_files import save_model
+from tasks.overlap import write_overlap
 from tasks.stage import Artifact
 from tests.training_helpers import artifact, make_preferences, make_tokenizer, make_tokens
 
@@ -38,6 +39,7 @@ def make_scored_tokens(folder: Path, tokenizer: Artifact) -> Artifact:
         )
         start += length
     pq.write_table(pa.Table.from_pylist(rows), folder / "spans.parquet")
+    write_overlap(folder)
     return artifact(folder)
 
 

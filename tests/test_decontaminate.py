@@ -1,6 +1,7 @@
 """Decontamination: what shares a long run of words with a validation item goes, and each overlap is written down."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from model.words import shingles, words_of
 from tasks.decontaminate import DecontaminateConfig, decontaminate, ngrams_of
 from tasks.documents import attribute_shards, write_table
 from tasks.execution import Execution
-from tasks.stage import Artifact, Outcome, obtain
+from tasks.source import resolve_source
+from tasks.stage import Artifact, Input, Outcome, obtain
 from tests.data_helpers import keep_all, make_documents, words
 
 LEAK = words(1, 20)
@@ -39,7 +41,7 @@ def validation(folder: Path, chats: Sequence[str], pairs: Sequence[tuple[str, st
 def run(
     folder: Path,
     shards: dict[str, list[str]],
-    benchmarks: dict[str, Artifact],
+    benchmarks: Mapping[str, Input],
     cfg: DecontaminateConfig | None = None,
     workers: int = 1,
 ) -> Outcome:
@@ -67,6 +69,28 @@ def test_leaks_are_dropped_and_reported(tmp_path: Path) -> None:
     metrics = outcome.manifest.metrics
     assert (metrics["documents_in"], metrics["documents_kept"], metrics["documents_contaminated"]) == (4, 2, 2)
     assert (metrics["benchmark_items"], metrics["benchmark_items_overlapping"]) == (3, 2)
+
+
+def test_benchmark_files_are_protected_whatever_their_fields_are(tmp_path: Path) -> None:
+    (tmp_path / "tests").mkdir()
+    questions = [{"ask": LEAK, "options": ["no", words(2, 13)]}, {"ask": words(3, 30), "options": []}]
+    (tmp_path / "tests" / "quiz.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions))
+    (tmp_path / "tests" / "story.txt").write_text(words(4, 40))
+    shards = {"a": [f"see {LEAK}", f"x {words(2, 13)}", words(5, 60)], "b": [words(4, 40)]}
+    given: dict[str, Input] = {"benchmarks": resolve_source(str(tmp_path / "tests"), tmp_path / "cache")}
+    outcome = run(tmp_path, shards, validation(tmp_path, ["short"]) | given)
+    assert reasons(outcome) == ["contaminated", "contaminated", "", "contaminated"]
+    metrics = outcome.manifest.metrics
+    assert (metrics["items/quiz.jsonl"], metrics["items_overlapping/quiz.jsonl"]) == (2, 1)
+    assert (metrics["items/story.txt"], metrics["items_overlapping/story.txt"]) == (1, 1)
+    assert metrics["items_overlapping/conversations"] == 0
+
+
+def test_a_benchmark_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
+    (tmp_path / "quiz.jsonl").write_text('{"ask": "a"}\nnonsense\n')
+    given: dict[str, Input] = {"benchmarks": resolve_source(str(tmp_path / "quiz.jsonl"), tmp_path / "cache")}
+    with pytest.raises(ValueError, match=r"benchmark quiz.jsonl line 2 cannot be read"):
+        run(tmp_path, {"a": [LEAK]}, validation(tmp_path, ["short"]) | given)
 
 
 def test_one_word_less_is_no_leak(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from model.scoring import cut_windows, document_nats, sequence_scores
 from model.tokenizer import Tokenizer
-from tasks.evaluate import EvaluateConfig, evaluate
+from tasks.evaluate import CLEAN_SHARE, EvaluateConfig, evaluate
 from tasks.execution import Execution
+from tasks.overlap import read_overlap
 from tasks.quantize import QuantizeConfig, quantize
 from tasks.stage import Artifact, build
 from tasks.token_files import sample_documents
@@ -68,6 +69,18 @@ def test_figures_follow_from_the_documents(world: World, execution: Execution) -
     expected = sum(r["nll_nats"] for r in even) / math.log(2) / sum(r["bytes"] for r in even)
     assert scores["bits_per_byte/even"] == pytest.approx(expected)
     assert scores["size_bytes"] == (world.model.path / "model.safetensors").stat().st_size
+
+
+def test_scores_say_what_they_owe_to_memory(world: World, execution: Execution) -> None:
+    found = evaluated(world, execution, world.model, world.model)
+    scores, rows = scores_of(found), rows_of(found, "documents.parquet")
+    shares = read_overlap(world.tokens.path)
+    covered = sum(shares[row["doc_id"]] * row["tokens"] for row in rows)
+    assert scores["val_overlap"] == pytest.approx(covered / sum(row["tokens"] for row in rows))
+    clean = [row for row in rows if shares[row["doc_id"]] < CLEAN_SHARE]
+    assert 0 < len(clean) < len(rows)
+    nats, size = (sum(row[name] for row in clean) for name in ("nll_nats", "bytes"))
+    assert scores["val_bits_per_byte_clean"] == pytest.approx(nats / math.log(2) / size)
 
 
 def test_bytes_are_those_of_the_text_that_was_scored(world: World, execution: Execution) -> None:
