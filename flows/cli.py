@@ -53,6 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
     show = _add_verb(adder, "show", verbs.show, "show the summary of a run")
     show.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
 
+    compare = _add_verb(adder, "compare", verbs.compare, "say what differs between two runs, and what became of it")
+    compare.add_argument("before", help="a run's id or its beginning, or champion")
+    compare.add_argument("after", nargs="?", default="", help="the same; the latest run if left out")
+    compare.add_argument("--samples", type=int, default=3, help="documents to show of each kind of change")
+    compare.add_argument("--html", default="", metavar="FILE", help="write a page instead, in one file")
+
     chat = _add_verb(adder, "chat", verbs.chat, "talk to a model")
     chat.add_argument(
         "--model", default="", help="base, sft, dpo, int8 or fp4 of a run, or a model folder; default int8"

@@ -81,6 +81,24 @@ def show(options: argparse.Namespace) -> None:
         print_summary(summary)
 
 
+def compare(options: argparse.Namespace) -> None:
+    """Say what differs between two runs."""
+    from flows.compare import compare_runs, comparison_json, find_pair
+    from flows.compare_page import render_comparison, render_page
+    from flows.summary import wide_console
+
+    store = Store(options.home)
+    comparison = compare_runs(store, *find_pair(store, options.before, options.after), options.samples)
+    if options.html:
+        Path(options.html).write_text(render_page(comparison), encoding="utf-8")
+    if options.json:
+        print_json(comparison_json(comparison))
+    elif options.html:
+        print(f"Wrote {options.html}: open it in a browser.")
+    else:
+        wide_console().print(render_comparison(comparison))
+
+
 def chat(options: argparse.Namespace) -> None:
     """Talk to a model."""
     from flows.chat import hold_conversation, model_folder
