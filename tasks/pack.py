@@ -3,14 +3,15 @@
 A document's side, training or validation, follows from the hash in its id, so it never changes when the corpus grows.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.ipc
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import Field
 
 from model.tokenizer import Tokenizer
+from model.words import as_texts
 from tasks.contract import CONTRACT_FILE
 from tasks.documents import aligned_shards, read_kept
 from tasks.identity import canonical_json
@@ -111,23 +113,28 @@ def split_of(doc_id: str, validation_share: float) -> Split:
 def encode_shard(inputs: tuple[Path, ...], output: Path, cfg: PackConfig) -> Mapping[str, float]:
     """Shard function: (tokenizer.json, document shard, attribute shards...) -> the tokens of each kept document."""
     vocabulary, document_shard, *attributes = inputs
-    tokenizer = Tokenizer(json.loads(vocabulary.read_text(encoding="utf-8")))
+    tokenizer = _load_tokenizer(vocabulary.read_bytes())
     rows = read_kept(document_shard, attributes)
-    texts = rows["text"].to_pylist()
-    separator = np.array([tokenizer.endoftext_id], np.uint32)
-    encoded = [np.concatenate([ids, separator]) for ids in tokenizer.encode_bulk(texts)]
-    offsets = np.cumsum([0, *(len(ids) for ids in encoded)], dtype=np.int64)
-    flat = np.concatenate([*encoded, np.empty(0, np.uint32)])
+    texts = as_texts(rows["text"])
+    encoded = tokenizer.encode_column(texts)
+    flat = np.insert(encoded.values, encoded.offsets[1:], np.uint32(tokenizer.endoftext_id))
+    offsets = encoded.offsets + np.arange(len(encoded) + 1)
     columns = [
         rows["doc_id"],
         rows["source"],
         pa.array([split_of(doc_id, cfg.validation_share) for doc_id in rows["doc_id"].to_pylist()], pa.string()),
-        pa.array([len(text.encode()) for text in texts], pa.int64()),
+        pc.binary_length(texts).cast(pa.int64()),
         pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat)),
     ]
     with pa.ipc.new_file(output, _ENCODED_SCHEMA) as writer:
         writer.write_table(pa.table(columns, schema=_ENCODED_SCHEMA))
     return {"documents": float(len(texts)), "tokens": float(len(flat))}
+
+
+@lru_cache(maxsize=1)
+def _load_tokenizer(specification: bytes) -> Tokenizer:
+    """Of the shards of one worker, only the first has to read the vocabulary."""
+    return Tokenizer(orjson.loads(specification))
 
 
 @dataclass(frozen=True)
