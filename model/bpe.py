@@ -358,8 +358,10 @@ def _encode_kernel(
                 slots[slot, 0] == key
                 and (
                     length < 8
-                    or np.int64(slots[slot, 1] & np.uint64(0xFFFF)) == length
-                    and _equal(data, start, data, np.int64(slots[slot, 1] >> np.uint64(16)), length)
+                    or (
+                        np.int64(slots[slot, 1] & np.uint64(0xFFFF)) == length
+                        and _equal(data, start, data, np.int64(slots[slot, 1] >> np.uint64(16)), length)
+                    )
                 )
             ):
                 slot = (slot + 1) & mask

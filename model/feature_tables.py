@@ -13,6 +13,9 @@ from model.words import U64
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 Traits = NDArray[np.uint16]
+"""A set of bits for each code point there is."""
+Marks = NDArray[np.uint16]
+"""The traits of each code point of a text."""
 
 # What a code point belongs to: the class in two bits, then one bit a set.
 CLASS = 3

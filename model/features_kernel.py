@@ -36,6 +36,7 @@ from model.feature_tables import (
     IN_ENTITY,
     NEWLINE,
     TAG_START,
+    Marks,
     Traits,
     phrase_tables,
     share,
@@ -74,27 +75,34 @@ def measure_compiled(texts: pa.LargeStringArray) -> F32:
 
 
 @helper
-def _decode(data: NDArray[np.uint8], out: I32) -> int:
+def _decode(data: NDArray[np.uint8], traits: Traits, out: I32, marks: Marks) -> int:
+    """Write the code points of a text and the traits of each; returns their number.
+
+    Looked up once and then read in order, traits cost the loops over them no gather: they become vector instructions.
+    """
     count = 0
     for i in range(len(data)):
         byte = data[i]
         if byte < 128:
             out[count] = byte
+            marks[count] = traits[byte]
             count += 1
         elif byte >= 0xC0:
-            out[count] = utf8_code_point(data, i, utf8_width(byte))
+            point = utf8_code_point(data, i, utf8_width(byte))
+            out[count] = point
+            marks[count] = traits[point]
             count += 1
     return count
 
 
 @helper
-def _split_words(text: I32, traits: Traits, hashes: U64, lengths: I32, kinds: NDArray[np.uint8]) -> int:
+def _split_words(text: I32, marks: Marks, hashes: U64, lengths: I32, kinds: NDArray[np.uint8]) -> int:
     """Whitespace-separated words: polynomial hash, characters, and whether it has a letter, a letter or digit."""
     count = length = before = 0
     value = np.uint64(0)
     kind = np.uint8(0)
     for i in range(len(text)):  # as model.words.hash_words: no branch that depends on where words end
-        found = traits[text[i]] & CLASS
+        found = marks[i] & CLASS
         inside = int(found != 0)
         count += before & (1 - inside)
         value = (value * CODE_POINT_BASE + np.uint64(text[i])) if inside else np.uint64(0)
@@ -108,27 +116,33 @@ def _split_words(text: I32, traits: Traits, hashes: U64, lengths: I32, kinds: ND
 
 
 @helper
-def _count_characters(text: I32, traits: Traits, words: int, out: F32) -> None:
-    classes = np.zeros(4, np.int64)
+def _count_characters(text: I32, marks: Marks, words: int, out: F32) -> None:
+    visible = digits = symbols = 0
+    for i in range(len(text)):
+        kind = marks[i] & CLASS
+        visible += int(kind != 0)
+        digits += int(kind == 2)
+        symbols += int(kind == 3)
     hashes = ellipses = newlines = 0
+    for i in range(len(text)):
+        hashes += int(text[i] == HASH)
+        newlines += int(text[i] == NEWLINE)
+        ellipses += int(text[i] == ELLIPSIS)
     dots = 0
     for i in range(len(text)):
-        point = text[i]
-        classes[traits[point] & CLASS] += 1
-        hashes += int(point == HASH)
-        newlines += int(point == NEWLINE)
-        ellipses += int(point == ELLIPSIS)
-        dots = dots + 1 if point == DOT else 0
-        if dots == 3:
-            ellipses += 1
+        if text[i] == DOT:
+            dots += 1
+            if dots == 3:
+                ellipses += 1
+                dots = 0
+        else:
             dots = 0
-    visible = len(text) - classes[0]
     out[CHARACTERS] = len(text)
     out[HASH_RATIO] = share(hashes, words)
     out[ELLIPSIS_RATIO] = share(ellipses, words)
     out[NEWLINES_PER_WORD] = share(newlines, words)
-    out[SYMBOL_SHARE] = share(classes[3], visible)
-    out[DIGIT_SHARE] = share(classes[2], visible)
+    out[SYMBOL_SHARE] = share(symbols, visible)
+    out[DIGIT_SHARE] = share(digits, visible)
 
 
 @helper
@@ -159,35 +173,35 @@ def _count_words(hashes: U64, lengths: I32, kinds: NDArray[np.uint8], count: int
 
 
 @helper
-def _markup_length(text: I32, traits: Traits, i: int) -> int:
+def _markup_length(text: I32, marks: Marks, i: int) -> int:
     """Characters of the tag, entity or link target that starts at text[i], or 0."""
     size = len(text)
     point = text[i]
-    if point == 60 and i + 1 < size and traits[text[i + 1]] & TAG_START:
+    if point == 60 and i + 1 < size and marks[i + 1] & TAG_START:
         end = i + 2
         while end < size and end - i - 2 < 300 and text[end] != 60 and text[end] != 62:
             end += 1
         return end + 1 - i if end < size and text[end] == 62 else 0
     if point == 38:
         end = i + 1
-        while end < size and end - i - 1 < 10 and traits[text[end]] & IN_ENTITY:
+        while end < size and end - i - 1 < 10 and marks[end] & IN_ENTITY:
             end += 1
         return end + 1 - i if end - i - 1 >= 2 and end < size and text[end] == 59 else 0
     if point == 93 and i + 1 < size and text[i + 1] == 40:
         end = i + 2
-        while end < size and end - i - 2 < 500 and text[end] != 40 and text[end] != 41 and traits[text[end]] & CLASS:
+        while end < size and end - i - 2 < 500 and text[end] != 40 and text[end] != 41 and marks[end] & CLASS:
             end += 1
         return end + 1 - i if end < size and text[end] == 41 else 0
     return 0
 
 
 @helper
-def _markup(text: I32, traits: Traits) -> int:
+def _markup(text: I32, marks: Marks) -> int:
     total = 0
     i = 0
     while i < len(text):
         point = text[i]
-        length = _markup_length(text, traits, i) if point == 60 or point == 38 or point == 93 else 0
+        length = _markup_length(text, marks, i) if point == 60 or point == 38 or point == 93 else 0
         total += length
         i += max(length, 1)
     return total
@@ -209,6 +223,7 @@ def _measure_kernel(
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])
     points = np.empty(longest, np.int32)
+    point_traits = np.empty(longest, np.uint16)
     hashes = np.empty(longest + 1, np.uint64)
     lengths = np.empty(longest + 1, np.int32)
     kinds = np.empty(longest + 1, np.uint8)
@@ -218,14 +233,15 @@ def _measure_kernel(
     places = np.empty(longest + 1, np.int32)
     slots = np.empty(longest + 1, np.int32)
     for row in range(len(offsets) - 1):
-        text = points[: _decode(data[offsets[row] : offsets[row + 1]], points)]
+        count = _decode(data[offsets[row] : offsets[row + 1]], traits, points, point_traits)
+        text, marks = points[:count], point_traits[:count]
         values = out[row]
-        count = measure_lines(text, traits, phrases, phrase_ends, phrase_marks, trigger, hashes, lengths, kinds, values)
+        count = measure_lines(text, marks, phrases, phrase_ends, phrase_marks, trigger, hashes, lengths, kinds, values)
         duplicate_lines(hashes, lengths, kinds, count, text, keys, used, values)
-        duplicate_paragraphs(text, traits, keys, used, values)
-        count = _split_words(text, traits, hashes, lengths, kinds)
-        _count_characters(text, traits, count, values)
+        duplicate_paragraphs(text, marks, keys, used, values)
+        count = _split_words(text, marks, hashes, lengths, kinds)
+        _count_characters(text, marks, count, values)
         _count_words(hashes, lengths, kinds, count, stops, values)
-        values[MARKUP_SHARE] = share(_markup(text, traits), len(text))
+        values[MARKUP_SHARE] = share(_markup(text, marks), len(text))
         values[TOP_WORD_SHARE] = share(top_word(hashes, kinds, count, keys, used), count)
         measure_repetition(hashes, lengths, count, len(text), keys, used, places, slots, values)

@@ -35,7 +35,7 @@ from model.feature_tables import (
     NEWLINE,
     SENTENCE_END,
     TERMINAL,
-    Traits,
+    Marks,
     share,
     trigger_slot,
 )
@@ -84,8 +84,8 @@ def _phrases_at(line: I32, start: int, phrases: I32, phrase_ends: NDArray[np.int
 
 
 @helper
-def trim_end(text: I32, traits: Traits, start: int, end: int) -> int:
-    while end > start and traits[text[end - 1]] & CLASS == 0:
+def trim_end(text: I32, marks: Marks, start: int, end: int) -> int:
+    while end > start and marks[end - 1] & CLASS == 0:
         end -= 1
     return end
 
@@ -96,7 +96,7 @@ def _ends_with_dots(text: I32, start: int, end: int) -> bool:
 
 
 @helper
-def _strip_citations(text: I32, traits: Traits, start: int, end: int) -> int:
+def _strip_citations(text: I32, marks: Marks, start: int, end: int) -> int:
     """The end of text[start:end] without trailing `[12]`, `[edit]`, `[citation needed]`."""
     while end - start >= 2 and text[end - 1] == 93:
         opening = end - 2
@@ -106,7 +106,7 @@ def _strip_citations(text: I32, traits: Traits, start: int, end: int) -> int:
             opening -= 1
         if text[opening] != 91 or not _is_citation(text, opening + 1, end - 1):
             return end
-        end = trim_end(text, traits, start, opening)
+        end = trim_end(text, marks, start, opening)
     return end
 
 
@@ -129,13 +129,13 @@ def _equals(text: I32, start: int, end: int, wanted: str) -> bool:
 
 
 @helper
-def _c4_sentences(text: I32, traits: Traits, start: int, end: int) -> int:
+def _c4_sentences(text: I32, marks: Marks, start: int, end: int) -> int:
     """Sentences of a line, -1 for one that C4 drops before it looks for its phrases."""
-    if end == start or not traits[text[end - 1]] & C4_END or _ends_with_dots(text, start, end):
+    if end == start or not marks[end - 1] & C4_END or _ends_with_dots(text, start, end):
         return -1
     words = length = longest = sentences = 0
     for i in range(start, end):
-        if traits[text[i]] & CLASS == 0:
+        if marks[i] & CLASS == 0:
             length = 0
             continue
         words += int(length == 0)
@@ -145,30 +145,30 @@ def _c4_sentences(text: I32, traits: Traits, start: int, end: int) -> int:
         return -1
     i = start
     while i < end:
-        if not traits[text[i]] & SENTENCE_END:
+        if not marks[i] & SENTENCE_END:
             i += 1
             continue
-        while i < end and traits[text[i]] & SENTENCE_END:
+        while i < end and marks[i] & SENTENCE_END:
             i += 1
-        while i < end and traits[text[i]] & CLOSING:
+        while i < end and marks[i] & CLOSING:
             i += 1
-        sentences += int(i == end or traits[text[i]] & CLASS == 0)
+        sentences += int(i == end or marks[i] & CLASS == 0)
     return sentences
 
 
 @helper
-def _is_code(text: I32, traits: Traits, start: int, end: int, visible: int) -> bool:
+def _is_code(text: I32, marks: Marks, start: int, end: int, visible: int) -> bool:
     if end - start >= 3 and text[start] == 62 and text[start + 1] == 62 and text[start + 2] == 62:
         return True
     if end - start >= 4 and _ends_with_dots(text, start, start + 3) and text[start + 3] == 32:
         return True
     if end - start >= 2 and text[start] == 36 and text[start + 1] == 32:
         return True
-    if traits[text[end - 1]] & CODE_END:
+    if marks[end - 1] & CODE_END:
         return True
     code = 0
     for i in range(start, end):
-        code += int(traits[text[i]] & CODE != 0)
+        code += int(marks[i] & CODE != 0)
     return code / visible >= 0.15
 
 
@@ -183,7 +183,7 @@ def _judge_line(
     begin: int,
     stop: int,
     visible: int,
-    traits: Traits,
+    marks: Marks,
     phrases: I32,
     phrase_ends: NDArray[np.int64],
     phrase_marks: I32,
@@ -192,30 +192,30 @@ def _judge_line(
 ) -> None:
     """Add a filled line, of which `visible` characters are no space, to the totals."""
     start = begin
-    while traits[text[start]] & CLASS == 0:
+    while marks[start] & CLASS == 0:
         start += 1
-    end = trim_end(text, traits, start, stop)
+    end = trim_end(text, marks, start, stop)
     totals[_FILLED] += 1
-    totals[_BULLETS] += int(traits[text[start]] & BULLET != 0)
+    totals[_BULLETS] += int(marks[start] & BULLET != 0)
     totals[_ELLIPSES] += int(text[end - 1] == ELLIPSIS or _ends_with_dots(text, start, end))
-    totals[_TERMINALS] += int(traits[text[end - 1]] & TERMINAL != 0)
+    totals[_TERMINALS] += int(marks[end - 1] & TERMINAL != 0)
     totals[_SHORT] += int(stop - begin <= 30)
     totals[_CHARACTERS] += end - start
     totals[_VISIBLE] += visible
-    marks = _line_marks(text[begin:stop], phrases, phrase_ends, phrase_marks, trigger)
-    totals[_LOREM] += int(marks & LOREM != 0)
-    totals[_BOILERPLATE] += end - start if marks & BOILERPLATE else 0
+    said = _line_marks(text[begin:stop], phrases, phrase_ends, phrase_marks, trigger)
+    totals[_LOREM] += int(said & LOREM != 0)
+    totals[_BOILERPLATE] += end - start if said & BOILERPLATE else 0
     fence = _is_fence(text, start, end)
-    if totals[_FENCED] or fence or _is_code(text, traits, start, end, visible):
+    if totals[_FENCED] or fence or _is_code(text, marks, start, end, visible):
         totals[_IN_CODE] += visible
     totals[_FENCED] ^= int(fence)
-    kept_end = _strip_citations(text, traits, start, end)
-    sentences = _c4_sentences(text, traits, start, kept_end)
-    if sentences < 0 or marks & JAVASCRIPT:
+    kept_end = _strip_citations(text, marks, start, end)
+    sentences = _c4_sentences(text, marks, start, kept_end)
+    if sentences < 0 or said & JAVASCRIPT:
         return
     for i in range(start, kept_end):
         totals[_CURLY] += int(text[i] == BRACE)
-    if not marks & POLICY:
+    if not said & POLICY:
         totals[_SENTENCES] += sentences
         totals[_C4_CHARACTERS] += kept_end - start
 
@@ -223,7 +223,7 @@ def _judge_line(
 @helper
 def measure_lines(
     text: I32,
-    traits: Traits,
+    marks: Marks,
     phrases: I32,
     phrase_ends: NDArray[np.int64],
     phrase_marks: I32,
@@ -242,7 +242,7 @@ def measure_lines(
         visible = 0
         while stop < len(text) and text[stop] != NEWLINE:
             value = value * CODE_POINT_BASE + np.uint64(text[stop])
-            visible += int(traits[text[stop]] & CLASS != 0)
+            visible += int(marks[stop] & CLASS != 0)
             stop += 1
         lines += 1
         if stop > begin:
@@ -251,7 +251,7 @@ def measure_lines(
             filled[count] = np.uint8(visible > 0)
             count += 1
         if visible:
-            _judge_line(text, begin, stop, visible, traits, phrases, phrase_ends, phrase_marks, trigger, totals)
+            _judge_line(text, begin, stop, visible, marks, phrases, phrase_ends, phrase_marks, trigger, totals)
         begin = stop + 1
     out[BULLET_LINE_SHARE] = share(totals[_BULLETS], lines)
     out[ELLIPSIS_LINE_SHARE] = share(totals[_ELLIPSES], lines)

@@ -12,7 +12,7 @@ from model.feature_names import (
     FINEWEB_DUPLICATE_SHARE,
     TOP_2GRAM_SHARE,
 )
-from model.feature_tables import CLASS, CODE_POINT_BASE, F32, I32, NEWLINE, WORD_BASE, Traits, share
+from model.feature_tables import CLASS, CODE_POINT_BASE, F32, I32, NEWLINE, WORD_BASE, Marks, share
 from model.features_lines import trim_end
 from model.jit import helper
 from model.words import U64, mix
@@ -61,11 +61,11 @@ def duplicate_lines(
 
 
 @helper
-def duplicate_paragraphs(text: I32, traits: Traits, keys: U64, used: I32, out: F32) -> None:
+def duplicate_paragraphs(text: I32, marks: Marks, keys: U64, used: I32, out: F32) -> None:
     start = 0
-    while start < len(text) and traits[text[start]] & CLASS == 0:
+    while start < len(text) and marks[start] & CLASS == 0:
         start += 1
-    end = trim_end(text, traits, start, len(text))
+    end = trim_end(text, marks, start, len(text))
     used[: table_size(len(text) // 2 + 1)] = 0
     size = table_size(len(text) // 2 + 1)
     paragraphs = duplicates = characters = 0

@@ -7,7 +7,6 @@ new shards at the end cost only themselves. Only that index is global and not bo
 mapped, about 300 bytes a kept document at the defaults, and 4 bytes for each shingle that drops are verified on.
 """
 
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ from tasks.documents import aligned_shards, write_table
 from tasks.identity import code_digest
 from tasks.shards import ShardJob, map_shards
 from tasks.stage import Artifact, StageRun, stage
-from tasks.store import file_sha256
+from tasks.store import file_sha256, link_or_copy
 
 if TYPE_CHECKING:
     from model.words import Ragged
@@ -252,14 +251,13 @@ def _judge_new_shards(
 
 
 def _publish(run: StageRun, index: DedupIndex, shards: Sequence[Path]) -> Counter[str]:
-    """Copy the verdicts into the artifact with the list of pairs, and count."""
+    """Put the verdicts into the artifact with the list of pairs, and count."""
     totals: Counter[str] = Counter()
     with pq.ParquetWriter(run.out / "pairs.parquet", PAIRS_SCHEMA, compression="zstd", write_statistics=False) as pairs:
         for number, shard in enumerate(shards):
             target = run.out / "attributes" / shard.name
-            target.parent.mkdir(exist_ok=True)
-            shutil.copyfile(index.verdict_path(number), target)
-            table = pq.read_table(target)
+            link_or_copy(index.verdict_path(number), target)
+            table = pq.read_table(target, columns=["doc_id", "reason", "duplicate_of", "similarity"])
             totals.update(table["reason"].to_pylist())
             dropped = table.filter(pc.not_equal(table["duplicate_of"], ""))
             columns = [dropped[name] for name in ("doc_id", "duplicate_of", "similarity", "reason")]

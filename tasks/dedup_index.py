@@ -9,7 +9,6 @@ Nothing is ever changed in place: a segment is written aside and renamed, so a c
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.identity import canonical_json
-from tasks.store import file_sha256, write_atomically
+from tasks.store import file_sha256, link_or_copy, write_atomically
 
 FAN_IN = 8
 """Segments merged at a time: look-ups touch at most 7 segments a level, and a document is rewritten once a level."""
@@ -126,11 +125,7 @@ class DedupIndex:
 
     def keep_signed(self, shard: int, signed: Path) -> None:
         """Keep the signed documents of a shard at hand, as another name of the same bytes where that is possible."""
-        self.signed_path(shard).unlink(missing_ok=True)
-        try:
-            os.link(signed, self.signed_path(shard))
-        except OSError:
-            shutil.copyfile(signed, self.signed_path(shard))
+        link_or_copy(signed, self.signed_path(shard))
 
     def _is_judged(self, shard: int) -> bool:
         path = self.verdict_path(shard)

@@ -8,8 +8,10 @@ the run only past a stated share.
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
@@ -28,6 +30,17 @@ from tasks.stage import StageConfig, StageRun, stage
 
 _ERRORS_KEY = "bessemer.errors"
 """A shard's unreadable records travel in its Parquet metadata: a shard function writes one file."""
+
+
+class DocumentRow(NamedTuple):
+    """A row of DOCUMENT_SCHEMA."""
+
+    doc_id: str
+    text: str
+    source: str
+    origin: str
+    license: str
+    batch: str
 
 
 class IngestConfig(StageConfig):
@@ -132,27 +145,34 @@ def write_documents(items: Iterable[tuple[str, Item]], output: Path, cfg: Ingest
     """Write one shard, a row group at a time, so that memory does not grow with the file."""
     errors: list[ErrorRecord] = []
     counts = {"documents": 0.0, "text_bytes": 0.0, "empty_records": 0.0}
-    rows: list[dict[str, str]] = []
+    rows: list[DocumentRow] = []
     with pq.ParquetWriter(output, DOCUMENT_SCHEMA, compression="zstd", write_statistics=False) as writer:
         for name, item in items:
             document = document_of(name, item, cfg)
             if isinstance(document, Bad):
                 errors.append(ErrorRecord(name, document.place, document.error))
-            elif not document["text"]:
+            elif not document.text:
                 counts["empty_records"] += 1
             else:
-                counts["documents"] += 1
-                counts["text_bytes"] += len(document["text"].encode())
                 rows.append(document)
             if len(rows) == ROW_GROUP_ROWS:
-                writer.write_table(pa.Table.from_pylist(rows, DOCUMENT_SCHEMA))
+                _write_rows(writer, rows, counts)
                 rows = []
-        writer.write_table(pa.Table.from_pylist(rows, DOCUMENT_SCHEMA))
+        _write_rows(writer, rows, counts)
         writer.add_key_value_metadata({_ERRORS_KEY: canonical_json([list(e) for e in errors]).decode()})
     return counts
 
 
-def document_of(name: str, item: Item, cfg: IngestConfig) -> dict[str, str] | Bad:
+def _write_rows(writer: pq.ParquetWriter, rows: list[DocumentRow], counts: dict[str, float]) -> None:
+    columns = zip(*rows) if rows else [()] * len(DOCUMENT_SCHEMA)
+    arrays = [pa.array(column, field.type) for column, field in zip(columns, DOCUMENT_SCHEMA)]
+    table = pa.table(arrays, schema=DOCUMENT_SCHEMA)
+    counts["documents"] += len(rows)
+    counts["text_bytes"] += pc.sum(pc.binary_length(table["text"])).as_py() or 0
+    writer.write_table(table)
+
+
+def document_of(name: str, item: Item, cfg: IngestConfig) -> DocumentRow | Bad:
     """The document row of a record from the file `name`; Bad if it has no text field."""
     if isinstance(item, Bad):
         return item
@@ -169,7 +189,7 @@ def document_of(name: str, item: Item, cfg: IngestConfig) -> dict[str, str] | Ba
     text = text.strip()
     source = source_name(name)
     doc_id = xxhash.xxh3_128_hexdigest(f"{source}\0{text}".encode())
-    return {"doc_id": doc_id, "text": text, "source": source, "origin": origin, "license": license, "batch": batch}
+    return DocumentRow(doc_id, text, source, origin, license, batch)
 
 
 def _text_or(value: object, default: str) -> str:

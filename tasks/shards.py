@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +12,7 @@ from typing import TypeVar
 from tasks.engines import compute_all
 from tasks.identity import canonical_json, code_digest
 from tasks.stage import StageConfig, StageRun
-from tasks.store import file_sha256, write_atomically
+from tasks.store import file_sha256, link_or_copy, write_atomically
 
 C = TypeVar("C", bound=StageConfig)
 Counts = Mapping[str, float]
@@ -87,12 +86,7 @@ def _intact(memo: Path) -> bool:
 
 
 def _deliver(memo: Path, output: Path) -> Counts:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.unlink(missing_ok=True)  # scratch may hold one from before a crash
-    try:
-        os.link(memo / "data", output)  # one copy on disk, and a count of links that tells gc who still needs it
-    except OSError:
-        shutil.copyfile(memo / "data", output)
+    link_or_copy(memo / "data", output)
     counts: Counts = json.loads((memo / "counts.json").read_bytes())["counts"]
     return counts
 
@@ -102,6 +96,6 @@ def _compute(function: ShardFunction[C], config: C, work: _Work) -> None:
     work.memo.mkdir(parents=True, exist_ok=True)
     aside = work.memo / f"data.{os.getpid()}"
     counts = function(work.job.inputs, aside, config)
-    record = {"counts": dict(counts), "sha256": file_sha256(aside)}
-    aside.replace(work.memo / "data")
+    aside.replace(work.memo / "data")  # before it is hashed: a rename moves the ctime that a digest is remembered by
+    record = {"counts": dict(counts), "sha256": file_sha256(work.memo / "data")}
     write_atomically(work.memo / "counts.json", canonical_json(record))

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 
@@ -153,6 +154,7 @@ def group_name(group: list[SourceFile]) -> str:
     return f"{readable}-{xxhash.xxh3_64_hexdigest(first.encode())[:8]}"
 
 
+@lru_cache(maxsize=1024)
 def source_name(name: str) -> str:
     """What figures are told apart by: the top folder of a file, or its name without endings."""
     path = PurePosixPath(name)

@@ -63,10 +63,39 @@ def now_utc() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+Stamp = tuple[int, int, int]
+_known_digests: dict[tuple[int, int], tuple[Stamp, str]] = {}
+"""(device, inode) -> a file's stamp when this process last hashed it, and its digest."""
+
+
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex."""
+    """sha256 of a file's bytes, in hex; read once by a process as long as its size, mtime and ctime do not move."""
+    status = path.stat()
+    known = _known_digests.get((status.st_dev, status.st_ino))
+    if known and known[0] == _stamp(status):
+        return known[1]
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    _known_digests[status.st_dev, status.st_ino] = _stamp(status), digest
+    return digest
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give `target`'s name to the bytes of `source`: one copy on disk where the file system can.
+
+    The number of links tells gc who still needs the bytes. A link moves ctime, which is no reason to hash again.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)  # scratch may hold one from before a crash
+    before = source.stat()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        return
+    known = _known_digests.get((before.st_dev, before.st_ino))
+    if known and known[0] == _stamp(before):
+        _known_digests[before.st_dev, before.st_ino] = _stamp(target.stat()), known[1]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -200,7 +229,7 @@ class Store:
         if not path.is_dir():
             raise StoreDamage(f"object {digest[:12]} is gone from {self.objects}")
         seen_path = self.home / "verified" / f"{digest}.json"
-        stamps = {str(p.relative_to(path)): _stamp(p) for p in list_files(path)}
+        stamps = {str(p.relative_to(path)): list(_stamp(p.stat())) for p in list_files(path)}
         try:
             if json.loads(seen_path.read_bytes()) == stamps:
                 return Artifact(digest, path)
@@ -218,9 +247,8 @@ class Store:
         shutil.rmtree(self.objects / digest, ignore_errors=True)
 
 
-def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def digest_directory(directory: Path) -> tuple[str, int]:
