@@ -179,9 +179,10 @@ def agree(name: str, features: pa.Table, theirs: Sequence[str]) -> float:
 
 
 def pipeline_speed(bench: Bench) -> list[Figure]:
-    """Show 3: from JSON lines to token files; the same documents, ours before and after the peer, our slower run counts.
+    """Show 3: from JSON lines to token files; ours before and after the peer, of which our slower run counts.
 
-    Both sides first run PIPELINE_WARM_UP documents, so that imports, models and compiled kernels count on neither.
+    Both sides read the same documents, and PIPELINE_WARM_UP of them before, so that imports, models and compiled
+    kernels count on neither.
     """
     texts = bench.texts(2_000 * bench.size)
     tokenizer = train_tokenizer(bench.folder, texts[:2000])
@@ -197,8 +198,9 @@ def pipeline_speed(bench: Bench) -> list[Figure]:
     slower = max(before, after, key=lambda seconds: seconds["cpu_seconds"])
     theirs, ours = len(texts) / peer["cpu_seconds"], len(texts) / slower["cpu_seconds"]
     print(f"JSON lines to tokens, {len(texts):,} documents for both, imports for neither, per CPU-second: ours "
-          f"{ours:,.0f}, datatrove {theirs:,.1f}; our seconds before and after it {before['cpu_seconds']:.2f}, "
-          f"{after['cpu_seconds']:.2f}, by stage { {name: round(value, 2) for name, value in slower.items()} }")  # fmt: skip
+          f"{ours:,.0f}, datatrove {theirs:,.1f}; ours before and after it took {before['cpu_seconds']:.2f} and "
+          f"{after['cpu_seconds']:.2f} s, by stage { {name: round(value, 2) for name, value in slower.items()} }"
+    )  # fmt: skip
     return [Figure("JSON lines to tokens over datatrove", ours / theirs, 60, unit="x")]
 
 

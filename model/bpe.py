@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.jit import helper, kernel
+from model.jit import bare_helper, kernel
 from model.words import Ragged, buffers_of, mix, utf8_code_point, utf8_width
 
 U8 = NDArray[np.uint8]
@@ -31,6 +31,8 @@ _ASSIGNED_END = 0x33480
 """Above lie variation selectors and private use only (as of Unicode 16): left to tiktoken."""
 _KINDS = {"L": LETTER, "N": NUMBER}
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_HALF, _LOW = np.uint64(16), np.uint64(0xFFFF)
+_LONG = np.uint64(8 << 56)
 _ABSENT = np.uint32(0xFFFFFFFF)
 _MOST_CACHED = 1 << 21
 
@@ -104,7 +106,7 @@ def encode_column(texts: pa.LargeStringArray, merges: Merges) -> Encoded:
     out = np.empty(size, np.uint32)  # a token has at least one byte; pages that are not written take no memory
     ends = np.zeros(len(texts) + 1, np.int64)
     unknown = np.zeros(len(texts), np.bool_)
-    slots = np.zeros((_table_size(min(size // 64, _MOST_CACHED)), 3), np.uint64)
+    slots = np.zeros((_table_size(min(size // 64, _MOST_CACHED)) + 1, 3), np.uint64)
     _encode_kernel(
         buffers.data, buffers.offsets, piece_classes(), merges.data, merges.offsets, merges.ids, merges.by_hash,
         merges.pairs, merges.merged, merges.single, slots, out, ends, unknown,
@@ -112,7 +114,7 @@ def encode_column(texts: pa.LargeStringArray, merges: Merges) -> Encoded:
     return Encoded(Ragged(out[: ends[-1]], ends), unknown)
 
 
-@helper
+@bare_helper
 def _hash(data: U8, start: int, end: int) -> np.uint64:
     value = np.uint64(end - start)
     for i in range(start, end):
@@ -120,22 +122,23 @@ def _hash(data: U8, start: int, end: int) -> np.uint64:
     return mix(value)
 
 
-@helper
-def _key(text: U8, start: int, end: int) -> np.uint64:
+@bare_helper
+def _key(text: U8, last_eight: U64, start: int, end: int) -> np.uint64:
     """What tells a piece from others: its bytes themselves and their number up to 7 bytes, else 8 and 56 bits of hash.
 
     So only a long piece has to be compared with the bytes of the one that was found; 9 of 10 pieces are short.
     """
     length = end - start
-    if length > 7:
-        return (_hash(text, start, end) >> np.uint64(8)) | (np.uint64(8) << np.uint64(56))
-    value = np.uint64(length)
-    for i in range(start, end):
-        value = (value << np.uint64(8)) | np.uint64(text[i])
-    return value
+    if length < 8:
+        bits = np.uint64(8 * length)
+        return (np.uint64(length) << bits) | (last_eight[end - 1] & ((np.uint64(1) << bits) - np.uint64(1)))
+    if length <= 16:
+        value = mix(last_eight[start + 7] + np.uint64(length)) * _MULTIPLIER + last_eight[end - 1]
+        return (mix(value) >> np.uint64(8)) | _LONG
+    return (_hash(text, start, end) >> np.uint64(8)) | _LONG
 
 
-@helper
+@bare_helper
 def _equal(left: U8, left_start: int, right: U8, right_start: int, length: int) -> bool:
     for i in range(length):  # noqa: SIM110 - numba compiles loops
         if left[left_start + i] != right[right_start + i]:
@@ -143,7 +146,7 @@ def _equal(left: U8, left_start: int, right: U8, right_start: int, length: int) 
     return True
 
 
-@helper
+@bare_helper
 def _find_token(
     data: U8, start: int, end: int, tokens: U8, offsets: I64, ids: U32, by_hash: NDArray[np.int32]
 ) -> np.uint32:
@@ -159,7 +162,7 @@ def _find_token(
     return _ABSENT
 
 
-@helper
+@bare_helper
 def _pair_slot(pairs: U64, pair: np.uint64) -> int:
     """Where this pair is, or would be put."""
     mask = len(pairs) - 1
@@ -189,15 +192,18 @@ def _fill_tables(data: U8, offsets: I64, ids: U32, by_hash: NDArray[np.int32], p
                 merged[slot] = ids[token]
 
 
-@helper
-def _classify(text: U8, classes: U8, kinds: U8) -> None:
-    """Write the class of each byte's code point, and one more that ends every run.
+@bare_helper
+def _classify(text: U8, classes: U8, kinds: U8, last_eight: U64) -> None:
+    """Write the class of each byte's code point, and one more that ends every run; and the 8 bytes up to each byte.
 
     Asking for classes byte by byte afterwards makes the loops over runs 7 times as fast as decoding in them.
     """
     kind = np.uint8(0)
+    value = np.uint64(0)
     for i in range(len(text)):
         byte = text[i]
+        value = (value << np.uint64(8)) | np.uint64(byte)
+        last_eight[i] = value
         if byte < 0x80:
             kind = classes[byte]
         elif byte >= 0xC0:
@@ -206,7 +212,7 @@ def _classify(text: U8, classes: U8, kinds: U8) -> None:
     kinds[len(text)] = 255
 
 
-@helper
+@bare_helper
 def _contraction(text: U8, i: int) -> int:
     """Bytes of `'s 't 're 've 'm 'll 'd` at text[i], any case (of which the long s is one of s), or 0."""
     if i + 1 >= len(text):
@@ -224,7 +230,7 @@ def _contraction(text: U8, i: int) -> int:
     return 0
 
 
-@helper
+@bare_helper
 def _white_end(text: U8, kinds: U8, i: int) -> int:
     """End of the piece of white space at i: `\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`."""
     place = after_newline = i
@@ -242,7 +248,7 @@ def _white_end(text: U8, kinds: U8, i: int) -> int:
     return last if last > i else place
 
 
-@helper
+@bare_helper
 def piece_end(text: U8, kinds: U8, i: int) -> int:
     """End of the piece that begins at i, by Qwen2's pattern; -1 at a code point of unknown class."""
     kind = kinds[i]
@@ -275,7 +281,7 @@ def piece_end(text: U8, kinds: U8, i: int) -> int:
     return _white_end(text, kinds, i)
 
 
-@helper
+@bare_helper
 def _merge(ids: U32, ranks: U32, count: int, pairs: U64, merged: U32) -> int:
     """Merge the leftmost pair of lowest rank until none is left; returns how many ids remain."""
     for k in range(count - 1):
@@ -299,19 +305,102 @@ def _merge(ids: U32, ranks: U32, count: int, pairs: U64, merged: U32) -> int:
     return count
 
 
-@helper
+@bare_helper
 def _rank(left: np.uint32, right: np.uint32, pairs: U64, merged: U32) -> np.uint32:
     pair = (np.uint64(left) << np.uint64(32)) | np.uint64(right)
     slot = _pair_slot(pairs, pair)
     return merged[slot] if pairs[slot] == pair else _ABSENT
 
 
-@helper
-def _longest(offsets: I64) -> int:
-    longest = 0
-    for row in range(len(offsets) - 1):
-        longest = max(longest, offsets[row + 1] - offsets[row])
-    return longest
+@bare_helper
+def _encode_piece(
+    text: U8,
+    place: int,
+    stop: int,
+    tokens: U8,
+    token_offsets: I64,
+    token_ids: U32,
+    by_hash: NDArray[np.int32],
+    pairs: U64,
+    merged: U32,
+    single: U32,
+    ranks: U32,
+    out: U32,
+) -> int:
+    """Write the ids of a piece to the start of `out`; returns their number. A whole token is never merged, as there."""
+    whole = _find_token(text, place, stop, tokens, token_offsets, token_ids, by_hash)
+    if whole != _ABSENT:
+        out[0] = whole
+        return 1
+    for k in range(stop - place):
+        out[k] = single[text[place + k]]
+    return int(_merge(out, ranks, stop - place, pairs, merged))
+
+
+@bare_helper
+def _encode_text(
+    data: U8,
+    offset: int,
+    text: U8,
+    kinds: U8,
+    last_eight: U64,
+    tokens: U8,
+    token_offsets: I64,
+    token_ids: U32,
+    by_hash: NDArray[np.int32],
+    pairs: U64,
+    merged: U32,
+    single: U32,
+    ranks: U32,
+    slots: U64,
+    out: U32,
+    written: int,
+) -> int:
+    """Write the ids of the text at data[offset]; returns the end of all that is written, negative if it gave up.
+
+    A slot: `_key` of the piece (0: free), its place in `data` << 16 | its bytes, that in `out` << 16 | its ids. The
+    last slot counts those in use: pieces are no longer remembered when half of them are.
+    """
+    mask = len(slots) - 2
+    place = 0
+    while place < len(text):
+        stop = piece_end(text, kinds, place)
+        length = stop - place
+        if stop < 0 or length > LONGEST_PIECE:
+            return -written - 1  # its ids so far stay where they are, since slots point at them
+        key = _key(text, last_eight, place, stop)
+        slot = np.int64(mix(key) & np.uint64(mask))
+        while slots[slot, 0] != 0 and not (
+            slots[slot, 0] == key
+            and (
+                length < 8
+                or (
+                    np.int64(slots[slot, 1] & _LOW) == length
+                    and _equal(data, offset + place, data, np.int64(slots[slot, 1] >> _HALF), length)
+                )
+            )
+        ):
+            slot = (slot + 1) & mask
+        if slots[slot, 0] != 0:
+            source = np.int64(slots[slot, 2] >> _HALF)
+            count = np.int64(slots[slot, 2] & _LOW)
+            for k in range(count):
+                out[written + k] = out[source + k]
+        else:
+            count = np.int64(
+                _encode_piece(
+                    text, place, stop, tokens, token_offsets, token_ids, by_hash, pairs, merged, single, ranks,
+                    out[written:],
+                )
+            )  # fmt: skip
+            if slots[mask + 1, 0] < np.uint64(mask // 2):
+                slots[mask + 1, 0] += np.uint64(1)
+                slots[slot, 0] = key
+                slots[slot, 1] = (np.uint64(offset + place) << _HALF) | np.uint64(length)
+                slots[slot, 2] = (np.uint64(written) << _HALF) | np.uint64(count)
+        written += count
+        place = stop
+    return int(written)
 
 
 @kernel(
@@ -334,58 +423,21 @@ def _encode_kernel(
     ends: I64,
     unknown: NDArray[np.bool_],
 ) -> None:
-    """A slot: `_key` of the piece (0: free), its place in `data` << 16 | its bytes, that in `out` << 16 | its ids."""
-    ids = np.empty(LONGEST_PIECE, np.uint32)
+    longest = 0
+    for row in range(len(offsets) - 1):
+        longest = max(longest, offsets[row + 1] - offsets[row])
     ranks = np.empty(LONGEST_PIECE, np.uint32)
-    kinds = np.empty(_longest(offsets) + 1, np.uint8)
-    mask = len(slots) - 1
-    room = len(slots) // 2
+    kinds = np.empty(longest + 1, np.uint8)
+    last_eight = np.empty(longest, np.uint64)
     written = 0
     for row in range(len(offsets) - 1):
         text = data[offsets[row] : offsets[row + 1]]
-        _classify(text, classes, kinds)
-        place = 0
-        while place < len(text):
-            stop = piece_end(text, kinds, place)
-            length = stop - place
-            if stop < 0 or length > LONGEST_PIECE:
-                unknown[row] = True
-                break  # its ids so far stay where they are, since slots point at them
-            key = _key(text, place, stop)
-            start = offsets[row] + place
-            slot = np.int64(mix(key) & np.uint64(mask))
-            while slots[slot, 0] != 0 and not (
-                slots[slot, 0] == key
-                and (
-                    length < 8
-                    or (
-                        np.int64(slots[slot, 1] & np.uint64(0xFFFF)) == length
-                        and _equal(data, start, data, np.int64(slots[slot, 1] >> np.uint64(16)), length)
-                    )
-                )
-            ):
-                slot = (slot + 1) & mask
-            if slots[slot, 0] != 0:
-                source = np.int64(slots[slot, 2] >> np.uint64(16))
-                count = np.int64(slots[slot, 2] & np.uint64(0xFFFF))
-                for k in range(count):
-                    out[written + k] = out[source + k]
-            else:
-                whole = _find_token(text, place, stop, tokens, token_offsets, token_ids, by_hash)
-                if whole != _ABSENT:
-                    out[written] = whole
-                    count = np.int64(1)
-                else:
-                    for k in range(length):
-                        ids[k] = single[text[place + k]]
-                    count = np.int64(_merge(ids, ranks, length, pairs, merged))
-                    for k in range(count):
-                        out[written + k] = ids[k]
-                if room > 0:
-                    room -= 1
-                    slots[slot, 0] = key
-                    slots[slot, 1] = (np.uint64(start) << np.uint64(16)) | np.uint64(length)
-                    slots[slot, 2] = (np.uint64(written) << np.uint64(16)) | np.uint64(count)
-            written += count
-            place = stop
+        _classify(text, classes, kinds, last_eight)
+        written = _encode_text(
+            data, offsets[row], text, kinds, last_eight, tokens, token_offsets, token_ids, by_hash, pairs, merged,
+            single, ranks, slots, out, written,
+        )  # fmt: skip
+        if written < 0:
+            unknown[row] = True
+            written = -written - 1
         ends[row + 1] = written

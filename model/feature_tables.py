@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from model import feature_names as names
 from model.feature_names import PHRASES
-from model.jit import helper
+from model.jit import bare_helper
 from model.words import U64
 
 I32 = NDArray[np.int32]
@@ -73,11 +73,11 @@ def phrase_tables() -> tuple[I32, NDArray[np.int64], I32, NDArray[np.bool_]]:
     return points, ends, np.array([mark for _, mark in PHRASES], np.int32), trigger
 
 
-@helper
+@bare_helper
 def trigger_slot(last_four: np.uint32) -> int:
     return int(((int(last_four) * 0x9E3779B1) & 0xFFFFFFFF) >> 20)
 
 
-@helper
+@bare_helper
 def share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0

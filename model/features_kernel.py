@@ -43,7 +43,7 @@ from model.feature_tables import (
     stop_hashes,
     traits_of_code_points,
 )
-from model.features_lines import measure_lines
+from model.features_lines import LINE_TOTALS, measure_lines
 from model.features_repetition import (
     duplicate_lines,
     duplicate_paragraphs,
@@ -51,7 +51,7 @@ from model.features_repetition import (
     table_size,
     top_word,
 )
-from model.jit import helper, kernel
+from model.jit import bare_helper, kernel
 from model.words import U64, buffers_of, utf8_code_point, utf8_width
 
 
@@ -74,7 +74,7 @@ def measure_compiled(texts: pa.LargeStringArray) -> F32:
     return out
 
 
-@helper
+@bare_helper
 def _decode(data: NDArray[np.uint8], traits: Traits, out: I32, marks: Marks) -> int:
     """Write the code points of a text and the traits of each; returns their number.
 
@@ -95,7 +95,7 @@ def _decode(data: NDArray[np.uint8], traits: Traits, out: I32, marks: Marks) -> 
     return count
 
 
-@helper
+@bare_helper
 def _split_words(text: I32, marks: Marks, hashes: U64, lengths: I32, kinds: NDArray[np.uint8]) -> int:
     """Whitespace-separated words: polynomial hash, characters, and whether it has a letter, a letter or digit."""
     count = length = before = 0
@@ -115,7 +115,7 @@ def _split_words(text: I32, marks: Marks, hashes: U64, lengths: I32, kinds: NDAr
     return count + before
 
 
-@helper
+@bare_helper
 def _count_characters(text: I32, marks: Marks, words: int, out: F32) -> None:
     visible = digits = symbols = 0
     for i in range(len(text)):
@@ -145,7 +145,7 @@ def _count_characters(text: I32, marks: Marks, words: int, out: F32) -> None:
     out[DIGIT_SHARE] = share(digits, visible)
 
 
-@helper
+@bare_helper
 def _count_words(hashes: U64, lengths: I32, kinds: NDArray[np.uint8], count: int, stops: U64, out: F32) -> None:
     real = characters = lettered = longest = run = longest_run = found = 0
     for i in range(count):
@@ -172,7 +172,7 @@ def _count_words(hashes: U64, lengths: I32, kinds: NDArray[np.uint8], count: int
     out[STOP_WORDS_FOUND] = distinct
 
 
-@helper
+@bare_helper
 def _markup_length(text: I32, marks: Marks, i: int) -> int:
     """Characters of the tag, entity or link target that starts at text[i], or 0."""
     size = len(text)
@@ -195,7 +195,7 @@ def _markup_length(text: I32, marks: Marks, i: int) -> int:
     return 0
 
 
-@helper
+@bare_helper
 def _markup(text: I32, marks: Marks) -> int:
     total = 0
     i = 0
@@ -232,11 +232,14 @@ def _measure_kernel(
     used = np.empty(table, np.int32)
     places = np.empty(longest + 1, np.int32)
     slots = np.empty(longest + 1, np.int32)
+    totals = np.empty(LINE_TOTALS, np.int64)
     for row in range(len(offsets) - 1):
         count = _decode(data[offsets[row] : offsets[row + 1]], traits, points, point_traits)
         text, marks = points[:count], point_traits[:count]
         values = out[row]
-        count = measure_lines(text, marks, phrases, phrase_ends, phrase_marks, trigger, hashes, lengths, kinds, values)
+        count = measure_lines(
+            text, marks, phrases, phrase_ends, phrase_marks, trigger, hashes, lengths, kinds, totals, values
+        )
         duplicate_lines(hashes, lengths, kinds, count, text, keys, used, values)
         duplicate_paragraphs(text, marks, keys, used, values)
         count = _split_words(text, marks, hashes, lengths, kinds)

@@ -39,7 +39,7 @@ from model.feature_tables import (
     share,
     trigger_slot,
 )
-from model.jit import helper
+from model.jit import bare_helper
 from model.words import U64
 
 # What is added up over the filled lines of a document.
@@ -47,9 +47,11 @@ from model.words import U64
     _FILLED, _BULLETS, _ELLIPSES, _TERMINALS, _SHORT, _CHARACTERS, _VISIBLE, _LOREM, _BOILERPLATE, _FENCED, _IN_CODE,
     _CURLY, _SENTENCES, _C4_CHARACTERS,
 ) = range(14)  # fmt: skip
+LINE_TOTALS = 14
+_EDIT, _CITATION_NEEDED = tuple(map(ord, "edit")), tuple(map(ord, "citation needed"))
 
 
-@helper
+@bare_helper
 def _line_marks(
     line: I32, phrases: I32, phrase_ends: NDArray[np.int64], phrase_marks: I32, trigger: NDArray[np.bool_]
 ) -> int:
@@ -64,7 +66,7 @@ def _line_marks(
     return marks
 
 
-@helper
+@bare_helper
 def _phrases_at(line: I32, start: int, phrases: I32, phrase_ends: NDArray[np.int64], phrase_marks: I32) -> int:
     marks = 0
     begin = 0
@@ -83,19 +85,19 @@ def _phrases_at(line: I32, start: int, phrases: I32, phrase_ends: NDArray[np.int
     return marks
 
 
-@helper
+@bare_helper
 def trim_end(text: I32, marks: Marks, start: int, end: int) -> int:
     while end > start and marks[end - 1] & CLASS == 0:
         end -= 1
     return end
 
 
-@helper
+@bare_helper
 def _ends_with_dots(text: I32, start: int, end: int) -> bool:
     return end - start >= 3 and text[end - 1] == DOT and text[end - 2] == DOT and text[end - 3] == DOT
 
 
-@helper
+@bare_helper
 def _strip_citations(text: I32, marks: Marks, start: int, end: int) -> int:
     """The end of text[start:end] without trailing `[12]`, `[edit]`, `[citation needed]`."""
     while end - start >= 2 and text[end - 1] == 93:
@@ -110,37 +112,36 @@ def _strip_citations(text: I32, marks: Marks, start: int, end: int) -> int:
     return end
 
 
-@helper
+@bare_helper
 def _is_citation(text: I32, start: int, end: int) -> bool:
     digits = True
     for i in range(start, end):
         digits = digits and 48 <= text[i] <= 57
-    return digits or _equals(text, start, end, "edit") or _equals(text, start, end, "citation needed")
+    return digits or _equals(text, start, end, _EDIT) or _equals(text, start, end, _CITATION_NEEDED)
 
 
-@helper
-def _equals(text: I32, start: int, end: int, wanted: str) -> bool:
+@bare_helper
+def _equals(text: I32, start: int, end: int, wanted: tuple[int, ...]) -> bool:
     if end - start != len(wanted):
         return False
     for i in range(end - start):  # noqa: SIM110 (numba has no generator expressions)
-        if text[start + i] != ord(wanted[i]):
+        if text[start + i] != wanted[i]:
             return False
     return True
 
 
-@helper
+@bare_helper
 def _c4_sentences(text: I32, marks: Marks, start: int, end: int) -> int:
     """Sentences of a line, -1 for one that C4 drops before it looks for its phrases."""
     if end == start or not marks[end - 1] & C4_END or _ends_with_dots(text, start, end):
         return -1
-    words = length = longest = sentences = 0
-    for i in range(start, end):
-        if marks[i] & CLASS == 0:
-            length = 0
-            continue
-        words += int(length == 0)
-        length += 1
+    words = length = longest = sentences = before = 0
+    for i in range(start, end):  # without a branch on where words end, which no predictor can foresee
+        inside = int(marks[i] & CLASS != 0)
+        words += inside & (1 - before)
+        length = (length + 1) * inside
         longest = max(longest, length)
+        before = inside
     if words < 3 or longest > 1000:
         return -1
     i = start
@@ -156,7 +157,7 @@ def _c4_sentences(text: I32, marks: Marks, start: int, end: int) -> int:
     return sentences
 
 
-@helper
+@bare_helper
 def _is_code(text: I32, marks: Marks, start: int, end: int, visible: int) -> bool:
     if end - start >= 3 and text[start] == 62 and text[start + 1] == 62 and text[start + 2] == 62:
         return True
@@ -172,12 +173,12 @@ def _is_code(text: I32, marks: Marks, start: int, end: int, visible: int) -> boo
     return code / visible >= 0.15
 
 
-@helper
+@bare_helper
 def _is_fence(text: I32, start: int, end: int) -> bool:
     return end - start >= 3 and text[start] == 96 and text[start + 1] == 96 and text[start + 2] == 96
 
 
-@helper
+@bare_helper
 def _judge_line(
     text: I32,
     begin: int,
@@ -220,7 +221,7 @@ def _judge_line(
         totals[_C4_CHARACTERS] += kept_end - start
 
 
-@helper
+@bare_helper
 def measure_lines(
     text: I32,
     marks: Marks,
@@ -231,10 +232,11 @@ def measure_lines(
     hashes: U64,
     lengths: I32,
     filled: NDArray[np.uint8],
+    totals: NDArray[np.int64],
     out: F32,
 ) -> int:
     """Line features but repetition; leaves hash, length and filledness of non-empty lines, returns their number."""
-    totals = np.zeros(16, np.int64)
+    totals[:] = 0
     count = lines = begin = 0
     while begin < len(text):
         stop = begin

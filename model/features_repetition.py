@@ -14,11 +14,11 @@ from model.feature_names import (
 )
 from model.feature_tables import CLASS, CODE_POINT_BASE, F32, I32, NEWLINE, WORD_BASE, Marks, share
 from model.features_lines import trim_end
-from model.jit import helper
+from model.jit import bare_helper
 from model.words import U64, mix
 
 
-@helper
+@bare_helper
 def table_size(count: int) -> int:
     size = 16
     while size < 2 * count:
@@ -26,7 +26,7 @@ def table_size(count: int) -> int:
     return size
 
 
-@helper
+@bare_helper
 def _slot(keys: U64, used: I32, size: int, key: np.uint64) -> int:
     """Where `key` lies, or would lie, in an open-addressing table whose free slots have used == 0."""
     place = np.int64(mix(key) & np.uint64(size - 1))
@@ -35,7 +35,7 @@ def _slot(keys: U64, used: I32, size: int, key: np.uint64) -> int:
     return int(place)
 
 
-@helper
+@bare_helper
 def duplicate_lines(
     hashes: U64, lengths: I32, filled: NDArray[np.uint8], count: int, text: I32, keys: U64, used: I32, out: F32
 ) -> None:
@@ -60,7 +60,7 @@ def duplicate_lines(
     out[FINEWEB_DUPLICATE_SHARE] = share(filled_characters, len(text) - newlines)
 
 
-@helper
+@bare_helper
 def duplicate_paragraphs(text: I32, marks: Marks, keys: U64, used: I32, out: F32) -> None:
     start = 0
     while start < len(text) and marks[start] & CLASS == 0:
@@ -91,7 +91,7 @@ def duplicate_paragraphs(text: I32, marks: Marks, keys: U64, used: I32, out: F32
     out[DUPLICATE_PARAGRAPH_CHAR_SHARE] = share(characters, len(text))
 
 
-@helper
+@bare_helper
 def _ngram_hash(hashes: U64, start: int, n: int) -> np.uint64:
     value = np.uint64(n)
     for k in range(n):
@@ -99,7 +99,7 @@ def _ngram_hash(hashes: U64, start: int, n: int) -> np.uint64:
     return value
 
 
-@helper
+@bare_helper
 def _count_ngrams(hashes: U64, n: int, places: I32, count: int, slots: I32, keys: U64, used: I32) -> None:
     """Count the n-grams at `places`, each in a slot of the table: used[slots[i]] is the count of the i-th."""
     size = table_size(count)
@@ -112,7 +112,7 @@ def _count_ngrams(hashes: U64, n: int, places: I32, count: int, slots: I32, keys
         slots[i] = slot
 
 
-@helper
+@bare_helper
 def _top_ngram(lengths: I32, n: int, places: I32, count: int, slots: I32, used: I32) -> int:
     """Characters that the most frequent repeated n-gram covers; of equally frequent ones, the first."""
     best = 1
@@ -129,7 +129,7 @@ def _top_ngram(lengths: I32, n: int, places: I32, count: int, slots: I32, used: 
     return characters * best
 
 
-@helper
+@bare_helper
 def _repeated_ngrams(lengths: I32, n: int, places: I32, count: int, slots: I32, used: I32) -> int:
     """Characters of words in n-grams seen before, each word counted once. Spoils `used`: seen slots become negative."""
     characters = following = 0
@@ -144,7 +144,7 @@ def _repeated_ngrams(lengths: I32, n: int, places: I32, count: int, slots: I32, 
     return characters
 
 
-@helper
+@bare_helper
 def top_word(hashes: U64, kinds: NDArray[np.uint8], count: int, keys: U64, used: I32) -> int:
     size = table_size(count)
     used[:size] = 0
@@ -158,7 +158,7 @@ def top_word(hashes: U64, kinds: NDArray[np.uint8], count: int, keys: U64, used:
     return best
 
 
-@helper
+@bare_helper
 def measure_repetition(
     hashes: U64, lengths: I32, words: int, size: int, keys: U64, used: I32, places: I32, slots: I32, out: F32
 ) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from model.jit import helper, kernel
+from model.jit import bare_helper, kernel
 from model.words import Ragged
 
 U32 = NDArray[np.uint32]
@@ -97,7 +97,7 @@ def keep_first(batch: Batch, rule: Rule) -> Verdicts:
     return verdicts
 
 
-@helper
+@bare_helper
 def similarity(later: U32, earlier: U32, containment: int) -> float:
     """Jaccard similarity of two sorted sets, or the share of `later` that is in `earlier`; 0 for an empty `later`."""
     i = j = common = 0
@@ -114,7 +114,7 @@ def similarity(later: U32, earlier: U32, containment: int) -> float:
     return common / whole if whole else 0.0
 
 
-@helper
+@bare_helper
 def agreement(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> int:
     """In how many places two sketches agree."""
     same = 0
@@ -123,7 +123,7 @@ def agreement(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> int:
     return same
 
 
-@helper
+@bare_helper
 def _neighbours(buckets: I32, members: I32, row: int, found: I32) -> int:
     """Kept documents of this batch in the row's buckets, distinct and ascending; returns their number."""
     count = 0
@@ -147,7 +147,7 @@ def _neighbours(buckets: I32, members: I32, row: int, found: I32) -> int:
     return count
 
 
-@helper
+@bare_helper
 def _enter(buckets: I32, filled: I32, members: I32, row: int, enters: NDArray[np.bool_]) -> None:
     """Put a kept document into those of its buckets that have room."""
     size = members.shape[1]

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.jit import COMPILED, helper, kernel
+from model.jit import COMPILED, bare_helper, kernel
 from model.words import (
     U64,
     Ragged,
@@ -24,7 +24,6 @@ from model.words import (
     lower_non_ascii,
     mix64,
     shingle_in_place,
-    shingles,
     shingles_plain,
 )
 
@@ -106,27 +105,67 @@ def _slices(texts: pa.LargeStringArray) -> Iterator[pa.LargeStringArray]:
 
 
 def _shingle_sets(texts: pa.LargeStringArray, words: int) -> Ragged:
-    shingled = shingles(texts, words)
-    values = shingle_hash32(shingled.values)
     if not COMPILED:
+        shingled = shingles_plain(texts, words)
+        values = shingle_hash32(shingled.values)
         rows = [np.unique(values[start:end]) for start, end in pairwise(shingled.offsets.tolist())]
         ends = np.cumsum([0, *map(len, rows)]).astype(np.int64)
         return Ragged(np.concatenate([np.empty(0, np.uint32), *rows]), ends)
+    buffers = buffers_of(lower_non_ascii(texts))
+    out = np.empty(int(buffers.offsets[-1] - buffers.offsets[0]) // 2 + 2 * len(texts), np.uint32)
     ends = np.zeros(len(texts) + 1, np.int64)
-    _sort_rows(values, shingled.offsets, ends)
-    return Ragged(values[: ends[-1]].copy(), ends)
+    _shingle_sets_kernel(buffers.data, buffers.offsets, ascii_letters(), code_point_classes(), words, out, ends)
+    return Ragged(out[: ends[-1]], ends)
 
 
-@kernel("out u4[:]", "i8[:]", "out i8[:]")
-def _sort_rows(values: U32, offsets: NDArray[np.int64], ends: NDArray[np.int64]) -> None:
-    """Sort each row, drop repetitions and close the gaps, in place."""
+@bare_helper
+def _radix_sort(values: U32, other: U32, count: int, starts: NDArray[np.int64]) -> None:
+    """Sort values[:count] byte by byte from the lowest: twice as fast as comparing for the 600 of a page."""
+    starts[:] = 0
+    for i in range(count):
+        for byte in range(4):
+            starts[byte, (values[i] >> np.uint32(8 * byte)) & np.uint32(255)] += 1
+    for byte in range(4):
+        total = 0
+        for k in range(256):
+            total, starts[byte, k] = total + starts[byte, k], total
+    for byte in range(4):
+        shift = np.uint32(8 * byte)
+        for i in range(count):
+            digit = (values[i] >> shift) & np.uint32(255)
+            other[starts[byte, digit]] = values[i]
+            starts[byte, digit] += 1
+        values, other = other, values  # four times: the result is where it began
+
+
+@kernel("u1[:]", "i8[:]", "u1[:]", "u1[:]", "i8", "out u4[:]", "out i8[:]")
+def _shingle_sets_kernel(
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    letters: NDArray[np.uint8],
+    classes: NDArray[np.uint8],
+    words: int,
+    out: U32,
+    ends: NDArray[np.int64],
+) -> None:
+    """Document by document, so that all but the result stays in the processor's cache."""
+    longest = 0
+    for row in range(len(offsets) - 1):
+        longest = max(longest, offsets[row + 1] - offsets[row])
+    hashes = np.empty(longest // 2 + 2, np.uint64)
+    values = np.empty(longest // 2 + 2, np.uint32)
+    other = np.empty(longest // 2 + 2, np.uint32)
+    starts = np.empty((4, 256), np.int64)
     place = 0
     for row in range(len(offsets) - 1):
-        ordered = np.sort(values[offsets[row] : offsets[row + 1]])
-        for i in range(len(ordered)):
-            if i == 0 or ordered[i] != ordered[i - 1]:
-                values[place] = ordered[i]
-                place += 1
+        count = hash_words(data[offsets[row] : offsets[row + 1]], letters, classes, hashes)
+        count = shingle_in_place(hashes, count, words)
+        for i in range(count):
+            values[i] = np.uint32(hashes[i] >> np.uint64(32))
+        _radix_sort(values, other, count, starts)
+        for i in range(count):
+            out[place] = values[i]
+            place += int(i + 1 == count or values[i + 1] != values[i])
         ends[row + 1] = place
 
 
@@ -141,14 +180,14 @@ def _fmix32(h: U32) -> U32:
     return h ^ (h >> np.uint32(16))
 
 
-@helper
+@bare_helper
 def _fmix(h: np.uint32) -> np.uint32:
     h = np.uint32((h ^ (h >> np.uint32(16))) * np.uint32(0x85EBCA6B))
     h = np.uint32((h ^ (h >> np.uint32(13))) * np.uint32(0xC2B2AE35))
     return np.uint32(h ^ (h >> np.uint32(16)))
 
 
-@helper
+@bare_helper
 def _lowest(mixed: U32, count: int, a: U32, b: U32, out: U32) -> None:
     """Permutations outside, shingles inside: the minimum stays in a register, twice as fast as the other way round."""
     for k in range(len(a)):

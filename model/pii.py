@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from model.jit import COMPILED, helper, kernel
+from model.jit import COMPILED, bare_helper, kernel
 from model.words import buffers_of
 
 KINDS = ("email", "ip", "phone", "card", "key")
@@ -169,12 +169,12 @@ def _secret_table() -> NDArray[np.bool_]:
     return table
 
 
-@helper
+@bare_helper
 def _secret_slot(first: int, second: int, third: int) -> int:
     return (first * 0x9E37 + second * 0x85EB + third * 0xC2B2) & 0xFFFF
 
 
-@helper
+@bare_helper
 def _digit_chain(text: NDArray[np.uint8], traits: NDArray[np.uint8], i: int) -> int:
     """Digits of the run at text[i] in which single spaces or hyphens may stand between digits."""
     digits = 0
@@ -187,7 +187,7 @@ def _digit_chain(text: NDArray[np.uint8], traits: NDArray[np.uint8], i: int) -> 
     return digits
 
 
-@helper
+@bare_helper
 def _dotted_quad(text: NDArray[np.uint8], traits: NDArray[np.uint8], i: int) -> bool:
     """Whether four groups of one to three digits with dots between start at text[i]."""
     for group in range(4):
@@ -204,7 +204,7 @@ def _dotted_quad(text: NDArray[np.uint8], traits: NDArray[np.uint8], i: int) -> 
     return True
 
 
-@helper
+@bare_helper
 def _colon_run(text: NDArray[np.uint8], traits: NDArray[np.uint8], colon: int) -> int:
     """Where the run of hexadecimal digits and colons around text[colon] starts, if it may be an IPv6 address; or -1.
 
@@ -224,7 +224,7 @@ def _colon_run(text: NDArray[np.uint8], traits: NDArray[np.uint8], colon: int) -
     return start if colons >= 2 and digits > 0 else -1
 
 
-@helper
+@bare_helper
 def _candidate_kind(text: NDArray[np.uint8], traits: NDArray[np.uint8], secrets: NDArray[np.bool_], i: int) -> int:
     """What the text at i, a start in the sense of `_START` with no word character before it, may be; -1 for nothing."""
     size = len(text)
@@ -260,12 +260,17 @@ def _scan_kernel(
     count = 0
     for row in range(len(offsets) - 1):
         text = data[offsets[row] : offsets[row + 1]]
-        before = np.uint8(0)
+        before = byte = np.uint8(0)
         for i in range(len(text)):
+            before = byte
             byte = text[i]
+            # Both sides of `&` are always asked: a jump for each would be foreseen badly and cost more.
+            starts = (traits[byte] & _START != 0) & (traits[before] & _WORD == 0)
+            if not (starts | (byte == 58) | (byte == 64)):
+                continue
             place = -1
             kind = 0
-            if traits[byte] & _START and not traits[before] & _WORD and before != byte and before != 46:
+            if starts and before != byte and before != 46:
                 kind = _candidate_kind(text, traits, secrets, i)
                 place = i if kind >= 0 else -1
             elif byte == 58:
@@ -273,7 +278,6 @@ def _scan_kernel(
                 place = _colon_run(text, traits, i)
             elif byte == 64 and i and traits[before] & _LOCAL and i + 1 < len(text) and traits[text[i + 1]] & _WORD:
                 place = i
-            before = byte
             if place < 0:
                 continue
             if count < len(rows):

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from model.jit import COMPILED, helper, kernel
+from model.jit import COMPILED, bare_helper, kernel
 
 WORD_RULES = "words-1"
 """Name of the rules of this file; what is stored beside hashes made by it, and changes with any change to them."""
@@ -193,7 +193,7 @@ def mix64(values: U64) -> U64:
         return values ^ (values >> _MIX_SHIFT)
 
 
-@helper
+@bare_helper
 def mix(value: np.uint64) -> np.uint64:
     """`mix64` of one value, in kernels."""
     value = (value ^ (value >> _MIX_SHIFT)) * _MIX_1
@@ -201,7 +201,7 @@ def mix(value: np.uint64) -> np.uint64:
     return value ^ (value >> _MIX_SHIFT)
 
 
-@helper
+@bare_helper
 def utf8_width(lead: int) -> int:
     """Bytes of the code point that starts with this byte."""
     if lead < 0x80:
@@ -211,7 +211,7 @@ def utf8_width(lead: int) -> int:
     return 3 if lead < 0xF0 else 4
 
 
-@helper
+@bare_helper
 def utf8_code_point(data: NDArray[np.uint8], i: int, width: int) -> int:
     """The code point of `width` bytes at data[i]; the text is valid UTF-8."""
     if width == 1:
@@ -222,7 +222,7 @@ def utf8_code_point(data: NDArray[np.uint8], i: int, width: int) -> int:
     return point
 
 
-@helper
+@bare_helper
 def hash_words(text: NDArray[np.uint8], letters: NDArray[np.uint8], classes: NDArray[np.uint8], out: U64) -> int:
     """Write the hash of each word of a text to `out`, which has room for len(text) // 2 + 2; returns their number.
 
@@ -261,7 +261,7 @@ def hash_words(text: NDArray[np.uint8], letters: NDArray[np.uint8], classes: NDA
     return count
 
 
-@helper
+@bare_helper
 def shingle_in_place(hashes: U64, count: int, words: int) -> int:
     """Replace the word hashes hashes[:count] by shingle hashes; returns their number."""
     if count == 0:
