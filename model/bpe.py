@@ -115,6 +115,12 @@ def encode_column(texts: pa.LargeStringArray, merges: Merges) -> Encoded:
 
 
 @bare_helper
+def _signed(value: np.uint64) -> int:
+    """As a place in an array: numba makes a float of a signed and an unsigned number together."""
+    return np.int64(value)  # type: ignore[return-value]
+
+
+@bare_helper
 def _hash(data: U8, start: int, end: int) -> np.uint64:
     value = np.uint64(end - start)
     for i in range(start, end):
@@ -131,10 +137,10 @@ def _key(text: U8, last_eight: U64, start: int, end: int) -> np.uint64:
     length = end - start
     if length < 8:
         bits = np.uint64(8 * length)
-        return (np.uint64(length) << bits) | (last_eight[end - 1] & ((np.uint64(1) << bits) - np.uint64(1)))
+        return np.uint64((np.uint64(length) << bits) | (last_eight[end - 1] & ((np.uint64(1) << bits) - np.uint64(1))))
     if length <= 16:
         value = mix(last_eight[start + 7] + np.uint64(length)) * _MULTIPLIER + last_eight[end - 1]
-        return (mix(value) >> np.uint64(8)) | _LONG
+        return np.uint64((mix(value) >> np.uint64(8)) | _LONG)
     return (_hash(text, start, end) >> np.uint64(8)) | _LONG
 
 
@@ -152,12 +158,13 @@ def _find_token(
 ) -> np.uint32:
     """The id of the token with these bytes, or _ABSENT."""
     mask = len(by_hash) - 1
-    slot = np.int64(_hash(data, start, end) & np.uint64(mask))
+    slot = _signed(_hash(data, start, end) & np.uint64(mask))
     while by_hash[slot] >= 0:
         token = by_hash[slot]
         length = offsets[token + 1] - offsets[token]
         if length == end - start and _equal(data, start, tokens, offsets[token], length):
-            return ids[token]
+            found: np.uint32 = ids[token]
+            return found
         slot = (slot + 1) & mask
     return _ABSENT
 
@@ -166,7 +173,7 @@ def _find_token(
 def _pair_slot(pairs: U64, pair: np.uint64) -> int:
     """Where this pair is, or would be put."""
     mask = len(pairs) - 1
-    slot = np.int64(mix(pair) & np.uint64(mask))
+    slot = _signed(mix(pair) & np.uint64(mask))
     while pairs[slot] != pair and pairs[slot] != ~np.uint64(0):
         slot = (slot + 1) & mask
     return slot
@@ -176,7 +183,7 @@ def _pair_slot(pairs: U64, pair: np.uint64) -> int:
 def _fill_tables(data: U8, offsets: I64, ids: U32, by_hash: NDArray[np.int32], pairs: U64, merged: U32) -> None:
     mask = len(by_hash) - 1
     for token in range(len(ids)):
-        slot = np.int64(_hash(data, offsets[token], offsets[token + 1]) & np.uint64(mask))
+        slot = _signed(_hash(data, offsets[token], offsets[token + 1]) & np.uint64(mask))
         while by_hash[slot] >= 0:
             slot = (slot + 1) & mask
         by_hash[slot] = token
@@ -369,25 +376,25 @@ def _encode_text(
         if stop < 0 or length > LONGEST_PIECE:
             return -written - 1  # its ids so far stay where they are, since slots point at them
         key = _key(text, last_eight, place, stop)
-        slot = np.int64(mix(key) & np.uint64(mask))
+        slot = _signed(mix(key) & np.uint64(mask))
         while slots[slot, 0] != 0 and not (
             slots[slot, 0] == key
             and (
                 length < 8
                 or (
-                    np.int64(slots[slot, 1] & _LOW) == length
-                    and _equal(data, offset + place, data, np.int64(slots[slot, 1] >> _HALF), length)
+                    _signed(slots[slot, 1] & _LOW) == length
+                    and _equal(data, offset + place, data, _signed(slots[slot, 1] >> _HALF), length)
                 )
             )
         ):
             slot = (slot + 1) & mask
         if slots[slot, 0] != 0:
-            source = np.int64(slots[slot, 2] >> _HALF)
-            count = np.int64(slots[slot, 2] & _LOW)
+            source = _signed(slots[slot, 2] >> _HALF)
+            count = _signed(slots[slot, 2] & _LOW)
             for k in range(count):
                 out[written + k] = out[source + k]
         else:
-            count = np.int64(
+            count = int(
                 _encode_piece(
                     text, place, stop, tokens, token_offsets, token_ids, by_hash, pairs, merged, single, ranks,
                     out[written:],

@@ -74,7 +74,8 @@ def bare_helper(function: F) -> F:
     """
     if not COMPILED:
         return function
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", _nrt=False)(function))
+    options: Any = {"nogil": True, "cache": True, "error_model": "numpy", "_nrt": False}
+    return cast(F, numba.njit(**options)(function))
 
 
 def fast_kernel(function: F) -> F:

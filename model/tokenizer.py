@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import tiktoken
+from numpy.typing import NDArray
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as HuggingFaceTokenizer
 
@@ -36,6 +37,8 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How text is cut before merging: the pattern of Qwen2 (llama.cpp's pre-tokenizer `qwen2`), a token for each digit."""
+
+Ids = Sequence[int] | NDArray[np.uint32]
 
 SEGMENT_CHARACTERS = 100_000
 """Longer texts are cut before encoding: the regex engine's backtracking overflows on a run of a million spaces."""
@@ -135,7 +138,7 @@ class Tokenizer:
 
     def _fill_unknown(self, texts: pa.LargeStringArray, encoded: Encoded) -> Ragged:
         """Put tiktoken's ids in for the texts that the compiled encoder left."""
-        rows: list[Sequence[int]] = [encoded.ids[row] for row in range(len(texts))]
+        rows: list[Ids] = [encoded.ids[row] for row in range(len(texts))]
         for row in np.flatnonzero(encoded.unknown).tolist():
             rows[row] = self._encoding.encode_ordinary(texts[row].as_py())
         return _ragged(rows)
@@ -154,7 +157,7 @@ class Tokenizer:
         return self._encoding.decode_bytes(list(ids))
 
 
-def _ragged(rows: Sequence[Sequence[int]]) -> Ragged:
+def _ragged(rows: Sequence[Ids]) -> Ragged:
     ends = np.cumsum([0, *map(len, rows)], dtype=np.int64)
     return Ragged(np.concatenate([np.empty(0, np.uint32), *(np.asarray(row, np.uint32) for row in rows)]), ends)
 

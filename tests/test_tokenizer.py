@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -65,6 +66,31 @@ def test_every_code_point_is_cut_alike(folder: Path, tokenizer: Tokenizer) -> No
     points = [chr(p) for p in range(0x3400) if not 0xD800 <= p < 0xE000]
     different = [c for c in points if tokenizer.encode(f"a{c}b {c}1") != theirs.encode(f"a{c}b {c}1").ids]
     assert different == []
+
+
+def in_bulk(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
+    encoded = tokenizer.encode_column(pa.array(texts, pa.large_string()))
+    return [encoded[row].tolist() for row in range(len(encoded))]
+
+
+def test_bulk_cuts_every_code_point_as_one_by_one(tokenizer: Tokenizer) -> None:
+    points = [chr(p) for p in (*range(0xD800), *range(0xE000, 0x33500), *range(0xE0000, 0xE0200))]
+    texts = [
+        "".join(f"a{c}b {c}1 {c}{c} '{c} \n{c}\n" for c in points[i : i + 100]) for i in range(0, len(points), 100)
+    ]
+    for rows in (texts, ["".join(texts[:300])]):  # rows with a code point of unknown class, and without
+        assert in_bulk(tokenizer, rows) == [tokenizer.encode(text) for text in rows]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.text(st.sampled_from("aB's'ſtRe vEmlLdD1.\n\r\t \u00a0é中🙂-_̈")), min_size=1))
+def test_bulk_gives_the_ids_of_one_by_one(tokenizer: Tokenizer, texts: list[str]) -> None:
+    assert in_bulk(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
+
+
+def test_bulk_remembers_across_texts_that_it_gives_up(tokenizer: Tokenizer) -> None:
+    texts = [*ODD, "naïve x" + "a" * 300 + " y", "naïve x y", "word \U000e0378 word", "word", *TEXTS, "".join(TEXTS)]
+    assert in_bulk(tokenizer, texts) == [tokenizer.encode(text) for text in texts]
 
 
 def test_text_cannot_forge_special_tokens(tokenizer: Tokenizer) -> None:
