@@ -22,7 +22,7 @@ from flows.pipeline import PrefectRunner, artifact_key
 from flows.recipe import Recipe
 from flows.run import execute, resolve_sources, source_digests, train_models
 from flows.runners import InProcess
-from tasks.execution import Execution, keep_field_order
+from tasks.execution import Execution, arrange_form
 from tasks.progress import format_count, format_seconds
 from tasks.runs import RunRecord
 from tasks.store import Store, write_atomically
@@ -32,7 +32,7 @@ from tasks.track import open_tracker
 class WatchConfig(BaseModel):
     """What to do about new text."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=keep_field_order)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
     retrain: Literal["never", "when grown", "always"] = Field(
         "when grown", description="Train never, when new tokens exceed the share below, or on any new text."

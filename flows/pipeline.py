@@ -117,4 +117,6 @@ class PrefectRunner(InProcess):
         if server.startswith("http") and run_id:
             link = f"{server}/#/runs/{run_id}?workflowType=machine_learning"
             key = artifact_key("mlflow", str(self.record.recipe["name"]))
-            create_link_artifact(link, "The run in MLflow", key=key)
+            create_link_artifact(
+                link, "The run in MLflow", key=key, description="Curves, figures and artifacts in MLflow"
+            )

@@ -14,7 +14,7 @@ from tasks.decontaminate import DecontaminateConfig
 from tasks.dedup import DedupConfig
 from tasks.dpo import DpoConfig
 from tasks.evaluate import EvaluateConfig
-from tasks.execution import Execution, keep_field_order
+from tasks.execution import Execution, arrange_form
 from tasks.filter import FilterConfig
 from tasks.gate import GateConfig
 from tasks.ingest import IngestConfig
@@ -33,7 +33,7 @@ MAX_DEPTH = 128
 class Recipe(BaseModel):
     """What to build. Two runs of one recipe on the same content give the same models."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=keep_field_order)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
     name: str = Field(
         "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the recipe and of its MLflow experiment."

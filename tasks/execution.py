@@ -9,16 +9,19 @@ from pydantic import BaseModel, ConfigDict, Field
 NO_TRACKING = "none"
 
 
-def keep_field_order(schema: dict[str, Any]) -> None:
-    """Number the fields of a JSON schema: forms made from it would sort them by name otherwise."""
-    for position, field in enumerate(schema.get("properties", {}).values()):
-        field["position"] = position
+def arrange_form(schema: dict[str, Any]) -> None:
+    """Number and label the fields of a JSON schema; a form would sort them by name and write `IngestConfig`, `Sft`.
+
+    The label is the name that `--set`, recipes and MLflow use.
+    """
+    for position, (name, field) in enumerate(schema.get("properties", {}).items()):
+        field.update(position=position, title=name)
 
 
 class Execution(BaseModel):
     """Where and how fast; two runs that differ only here give the same bytes."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=keep_field_order)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
     home: Path = Field(
         Path(".bessemer"), description="Folder that holds all state: artifacts, runs, tracking, servers."

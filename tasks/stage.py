@@ -16,7 +16,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.execution import Execution, keep_field_order
+from tasks.execution import Execution, arrange_form
 from tasks.identity import code_digest, stage_key
 from tasks.mirror import Mirror
 from tasks.progress import Progress, console
@@ -30,7 +30,7 @@ Rebuild = Literal["on-code-change", "on-version"]
 class StageConfig(BaseModel):
     """Base of every stage's config: frozen, complete, and also the form in the Prefect UI."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=keep_field_order)
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
 
 C = TypeVar("C", bound=StageConfig)

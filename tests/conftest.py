@@ -1,7 +1,11 @@
-"""What tests share: a quiet, offline environment and a home folder of their own."""
+"""What tests share: a quiet, offline environment, a home folder of their own, and how they ask for a program."""
 
+import importlib
 import os
+import shutil
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
@@ -23,3 +27,24 @@ from tasks.execution import Execution
 def execution(tmp_path: Path) -> Execution:
     """A fresh home folder, one worker, one thread."""
     return Execution(home=tmp_path / "home", workers=1, threads=1)
+
+
+def require_module(name: str) -> ModuleType:
+    """Import an optional package, or end the test as `_missing` says."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return _missing(f"the package {name}")
+
+
+def require_program(name: str, *folders: Path) -> str:
+    """Find a program on PATH or in the folders, or end the test as `_missing` says."""
+    path = os.pathsep.join([*map(str, folders), os.environ.get("PATH", os.defpath)])
+    return shutil.which(name, path=path) or _missing(f"the program {name}")
+
+
+def _missing(what: str) -> NoReturn:
+    """Skip the test; fail it where everything must be there, as in `.ci/run`."""
+    if os.environ.get("BESSEMER_REQUIRE_ALL") == "1":
+        pytest.fail(f"This test needs {what}, which is not installed, and BESSEMER_REQUIRE_ALL is 1.")
+    pytest.skip(f"needs {what}, which is not installed")

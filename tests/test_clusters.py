@@ -20,6 +20,7 @@ from tasks.source import Source, resolve_source
 from tasks.stage import Artifact, build
 from tasks.tokenizer import TokenizerConfig, tokenizer
 from tests import tiny
+from tests.conftest import require_module
 from tests.data_helpers import keep_all
 
 pytestmark = pytest.mark.slow
@@ -99,7 +100,7 @@ def test_a_cluster_that_loses_a_worker_gives_the_artifacts_of_one_machine(
     corpus: Source, local: dict[str, str], engine: Literal["dask", "ray"], tmp_path: Path,
     request: pytest.FixtureRequest,
 ) -> None:  # fmt: skip
-    pytest.importorskip("distributed" if engine == "dask" else "ray")
+    require_module("distributed" if engine == "dask" else "ray")
     address, pids = request.getfixturevalue(f"{engine}_cluster")
     killer = Killer(tmp_path / "home", "filter", pids)
     killer.start()

@@ -7,6 +7,7 @@ import pytest
 from tasks.execution import Execution
 from tasks.mirror import Mirror
 from tasks.stage import obtain
+from tests.conftest import require_module
 from tests.mechanism_stages import CountConfig, count
 
 
@@ -44,8 +45,8 @@ def test_an_address_that_cannot_be_used_is_explained() -> None:
 
 @pytest.mark.slow
 def test_a_local_s3_server(machines: tuple[Execution, Execution], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    server_module = pytest.importorskip("moto.server")
+    require_module("s3fs")
+    server_module = require_module("moto.server")
     server = server_module.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()

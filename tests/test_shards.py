@@ -11,6 +11,7 @@ from tasks.execution import Execution
 from tasks.shards import ShardJob, map_shards
 from tasks.stage import Silent, StageConfig, StageRun
 from tasks.store import Store
+from tests.conftest import require_module
 
 
 class ShardTestConfig(StageConfig):
@@ -111,7 +112,7 @@ def test_cluster_engines_give_the_same_and_survive_a_killed_worker(
     tmp_path: Path, engine: Literal["dask", "ray"]
 ) -> None:
     """A real local cluster of two workers, one of which is killed in mid-run."""
-    pytest.importorskip("distributed" if engine == "dask" else "ray")
+    require_module("distributed" if engine == "dask" else "ray")
     run = make_run(tmp_path, 2, engine)
     jobs = make_jobs(run, tmp_path)
     map_shards(run, die_once, jobs, ShardTestConfig(marker=str(tmp_path / f"marker-{engine}")))

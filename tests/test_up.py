@@ -1,6 +1,5 @@
 """`bessemer up` with real servers on loopback: what it brings up, refuses, and takes down."""
 
-import asyncio
 import os
 import signal
 import socket
@@ -9,57 +8,20 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import psutil
 import pytest
 
 from flows.recipe import preset_names
-from flows.servers import Addresses, free_port, live_addresses
+from flows.servers import free_port, live_addresses
 from flows.up import serve
+from tests.up_helpers import ROOT, Served, ask, deployments, start_up, stop, wait_for_servers
 
 pytestmark = pytest.mark.slow
-T = TypeVar("T")
-ROOT = Path(__file__).resolve().parent.parent
-START_TIMEOUT_S = 180
-
-
-@dataclass(frozen=True)
-class Served:
-    """A running `bessemer up`."""
-
-    home: Path
-    process: subprocess.Popen[str]
-    addresses: Addresses
-
-
-def start_up(home: Path, prefect_port: int, mlflow_port: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [
-            *(sys.executable, "-m", "flows.cli", "up", "--home", str(home)),
-            *("--prefect-port", str(prefect_port), "--mlflow-port", str(mlflow_port)),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_servers(home: Path, process: subprocess.Popen[str]) -> Addresses:
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        addresses = live_addresses(home)
-        if addresses:
-            return addresses
-        if process.poll() is not None:
-            raise AssertionError(process.communicate())
-        time.sleep(0.3)
-    raise AssertionError("the servers did not start")
 
 
 def copy_databases(source: Path, target: Path) -> None:
@@ -87,23 +49,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     process = start_up(home, free_port(), free_port())
     served = Served(home, process, wait_for_servers(home, process))
     yield served
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
-
-
-def ask(served: Served, question: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
-    """One conversation with the server, whatever PREFECT_API_URL says."""
-    from prefect.client.orchestration import PrefectClient
-
-    async def asked() -> T:
-        async with PrefectClient(served.addresses.prefect_api) as client:
-            return await question(client)
-
-    return asyncio.run(asked())
-
-
-def deployments(served: Served) -> list[Any]:
-    return ask(served, lambda client: client.read_deployments())
+    stop(process)
 
 
 def test_both_dashboards_answer_on_loopback_only(served: Served) -> None:
