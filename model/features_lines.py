@@ -132,7 +132,7 @@ def _equals(text: I32, start: int, end: int, wanted: tuple[int, ...]) -> bool:
 
 @bare_helper
 def _c4_sentences(text: I32, marks: Marks, start: int, end: int) -> int:
-    """Sentences of a line, -1 for one that C4 drops before it looks for its phrases."""
+    """Sentences of a line, one at least; -1 for a line that C4 drops before it looks for its phrases."""
     if end == start or not marks[end - 1] & C4_END or _ends_with_dots(text, start, end):
         return -1
     words = length = longest = sentences = before = 0
@@ -154,7 +154,7 @@ def _c4_sentences(text: I32, marks: Marks, start: int, end: int) -> int:
         while i < end and marks[i] & CLOSING:
             i += 1
         sentences += int(i == end or marks[i] & CLASS == 0)
-    return sentences
+    return max(sentences, 1)
 
 
 @bare_helper

@@ -70,7 +70,7 @@ def _lines(text: str) -> dict[str, float]:
     return {
         "bullet_line_share": _share(sum(line.lstrip().startswith(tuple(names.BULLETS)) for line in lines), len(lines)),
         "ellipsis_line_share": _share(sum(_ends_in_ellipsis(line) for line in lines), len(lines)),
-        "c4_sentences": sum(len(_SENTENCE_END.findall(line)) for line in kept),
+        "c4_sentences": sum(max(len(_SENTENCE_END.findall(line)), 1) for line in kept),
         "c4_line_share": _share(sum(map(len, kept)), sum(len(line.strip()) for line in filled)),
         "curly_brackets": sum(line.count("{") for line in judged if not _marks(line) & names.JAVASCRIPT),
         "lorem_ipsum": sum(bool(_marks(line) & names.LOREM) for line in filled),
