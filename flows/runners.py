@@ -11,7 +11,7 @@ from tasks.execution import Execution
 from tasks.progress import console, format_seconds
 from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
 from tasks.stage import C, Input, Outcome, Stage, obtain
-from tasks.store import Artifact, Store, now_utc
+from tasks.store import Artifact, Store, explain_full_disk, now_utc
 from tasks.track import Tracker
 
 
@@ -51,9 +51,12 @@ class InProcess:
 
     def finish(self, status: Status, error: str = "") -> None:
         """Close the record and tracking, whatever happened."""
-        end_run(self.store, self.record, status, error)
-        for name, data in report_files(self.store, self.record).items():
-            self.tracker.attach(name, data)
+        try:
+            end_run(self.store, self.record, status, error)
+            for name, data in report_files(self.store, self.record).items():
+                self.tracker.attach(name, data)
+        except OSError as failure:  # a full disk: that the record stays open must not hide why the run ended
+            console.print(f"The record of {self.record.run_id} could not be closed: {failure}.", markup=False)
         self.tracker.finish(self.record, status)
 
     def _write_down(self, outcome: Outcome) -> None:
@@ -68,7 +71,8 @@ class InProcess:
             note=outcome.note,
         )
         self.record.stages.append(record)
-        save_run(self.store, self.record)
+        with explain_full_disk(self.store.home, f"recording {outcome.label}"):
+            save_run(self.store, self.record)
         spent = "cached" if outcome.status == "cached" else format_seconds(manifest.seconds)
         note = f" ({outcome.note})" if outcome.note else ""
         console.print(f"  {spent}: {manifest.digest[:12]}{note}", markup=False)

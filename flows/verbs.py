@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import signal
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from flows.recipe import Plan, load_plan
@@ -37,6 +39,7 @@ def run(options: argparse.Namespace) -> None:
         from flows.run import execute
         from tasks.track import open_tracker
 
+        signal.signal(signal.SIGTERM, _interrupt)  # Prefect does as much for its flows
         record = execute(plan.recipe, plan.execution, open_tracker(plan.execution))
     else:
         from flows.start import run_with_prefect
@@ -47,6 +50,11 @@ def run(options: argparse.Namespace) -> None:
         print_json(summary_json(summary))
     else:
         print_summary(summary)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Asked to stop: end as Ctrl-C does, with the record closed and a checkpoint left."""
+    raise KeyboardInterrupt
 
 
 def plan(options: argparse.Namespace) -> None:

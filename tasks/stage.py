@@ -1,6 +1,5 @@
 """A stage: a named, versioned function from artifacts to an artifact, built once per key and served ever after."""
 
-import errno
 import json
 import os
 import platform
@@ -20,7 +19,16 @@ from tasks.execution import Execution, arrange_form
 from tasks.identity import code_digest, stage_key
 from tasks.mirror import Mirror
 from tasks.progress import Progress, console
-from tasks.store import Artifact, Manifest, Store, StoreDamage, digest_directory, list_files, now_utc
+from tasks.store import (
+    Artifact,
+    Manifest,
+    Store,
+    StoreDamage,
+    digest_directory,
+    explain_full_disk,
+    list_files,
+    now_utc,
+)
 
 __all__ = ["Artifact", "Input", "Observer", "Outcome", "Runner", "Stage", "StageConfig", "StageRun", "build", "stage"]
 
@@ -213,24 +221,14 @@ def obtain(
     store = Store(execution.home)
     mirror = Mirror(execution.mirror) if execution.mirror else None
     key = stage.key(config, inputs)
-    with store.lock(stage.name, key):
+    label = label or stage.name
+    with explain_full_disk(store.home, f"building {label}"), store.lock(stage.name, key):
         found = lookup(store, stage, config, inputs)
         if isinstance(found, str) and mirror and mirror.pull(store, stage.name, key):
             found = lookup(store, stage, config, inputs)
         if isinstance(found, Outcome):
-            return Outcome(label or stage.name, found.artifact, found.manifest, "cached", found.note)
-        try:
-            built = _build_now(
-                store, stage, config, inputs, execution, label or stage.name, observer or Silent(), found
-            )
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise ValueError(
-                    f"No space left on the disk of {store.home} while building {label or stage.name}. What was built "
-                    "before is safe and this stage goes on from its last checkpoint: free some space (`bessemer gc` "
-                    "removes what no kept run needs) and run the same command again."
-                ) from error
-            raise
+            return Outcome(label, found.artifact, found.manifest, "cached", found.note)
+        built = _build_now(store, stage, config, inputs, execution, label, observer or Silent(), found)
     if mirror:
         mirror.push(store, built.manifest)
     return built

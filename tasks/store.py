@@ -1,12 +1,13 @@
 """Content-addressed artifacts and the manifests that explain them: published whole or not at all, verified on use."""
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -102,11 +103,34 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that a reader, or a crash, sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
-    with aside.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def explain_full_disk(home: Path, doing: str) -> Iterator[None]:
+    """Turn the system's error for a full disk, or a spent quota, into one that says what to do.
+
+    Raises:
+        ValueError: the disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise ValueError(
+            f"No space left on the disk of {home} while {doing}. What was built before is safe and an unfinished stage "
+            "goes on from its last checkpoint: free some space (`bessemer gc` removes what no kept run needs) and run "
+            "the same command again."
+        ) from error
 
 
 def list_files(directory: Path) -> list[Path]:
@@ -238,7 +262,8 @@ class Store:
         found, _ = digest_directory(path)
         if found != digest:
             raise StoreDamage(f"object {digest[:12]} has changed on disk (its bytes now hash to {found[:12]})")
-        write_atomically(seen_path, json.dumps(stamps).encode())
+        with suppress(OSError):  # on a full disk it is verified again next time
+            write_atomically(seen_path, json.dumps(stamps).encode())
         return Artifact(digest, path)
 
     def discard(self, digest: str) -> None:

@@ -243,7 +243,8 @@ def deliver(connection: Connection, store: Store, ledger: Ledger, record: RunRec
             delivery.deliver_nested(connection, nested, outcome, points)
             delivery.deliver_plots(connection, nested, store, outcome)
     delivery.send(connection, record.tracking_run_id, metrics)
-    registry.register_models(connection, record, left, ledger.nested)
+    with store.lock("registry", str(record.recipe["name"])):  # two runs that look at once would each add a version
+        registry.register_models(connection, record, left, ledger.nested)
     ledger.delivered += [outcome.label for outcome in left]
     save_ledger(store, ledger)
 
