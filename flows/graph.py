@@ -58,6 +58,7 @@ class Prepared:
     tokens: Artifact
     conversations: Artifact
     preferences: Artifact
+    benchmarks: Mapping[str, Source]  # by the name of the input; empty where there are none
 
 
 def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
@@ -73,7 +74,7 @@ def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
     corpus["decontaminated"] = clean
     bpe = run(tokenizer, recipe.tokenizer, **corpus)
     tokens = run(pack, recipe.pack, **corpus, tokenizer=bpe)
-    return Prepared(bpe, tokens, chats, pairs)
+    return Prepared(bpe, tokens, chats, pairs, sources.benchmark_input)
 
 
 def train(recipe: Recipe, data: Prepared, incumbent: Incumbent, run: Runner) -> Products:
@@ -96,6 +97,7 @@ def train(recipe: Recipe, data: Prepared, incumbent: Incumbent, run: Runner) -> 
             tokens=tokens,
             preferences=pairs,
             reference=references[name],
+            **data.benchmarks,
         )
         for name, model in models.items()
     }

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from tasks.source import Source
 from tasks.stage import Artifact, StageConfig, StageRun, stage
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class EvaluateConfig(StageConfig):
     validation_tokens: int = Field(32_768, ge=256, description="Tokens of validation text to score, about.")
     document_tokens: int = Field(512, ge=16, description="The most tokens of one document; of longer ones the start.")
     preference_pairs: int = Field(200, ge=0, description="The most validation pairs to score; 0 leaves them out.")
+    question_format: str = Field(
+        "Question: {question}\nAnswer:", description="Prompt of a benchmark question; braces name the record's fields."
+    )
+    questions: int = Field(1000, ge=0, description="The most questions of a benchmark file to score; 0: none.")
     prompts: tuple[str, ...] = Field(
         (), description="Questions that each model answers; none: the prompts of the first validation pairs."
     )
@@ -54,9 +59,16 @@ class Setting:
 
 @stage("evaluate", version=1)
 def evaluate(
-    run: StageRun, cfg: EvaluateConfig, model: Artifact, tokens: Artifact, preferences: Artifact, reference: Artifact
+    run: StageRun,
+    cfg: EvaluateConfig,
+    model: Artifact,
+    tokens: Artifact,
+    preferences: Artifact,
+    reference: Artifact,
+    benchmarks: Source | None = None,
 ) -> None:
-    """Write `documents.parquet`, `preferences.parquet`, `samples.jsonl` and `scores.json`.
+    """Write `documents.parquet`, `preferences.parquet`, `samples.jsonl`, `scores.json` and, for benchmark files with
+    questions (tasks/questions.py), `questions.parquet`.
 
     `reference` is the model that this one was made of: the full-precision one of a quantized model (then KL and
     agreement are measured), the SFT model of an aligned one (then rewards are), or, for none, the model itself.
@@ -86,6 +98,8 @@ def evaluate(
     if cfg.preference_pairs:
         rewarded = original if not same and not compared else None
         scores |= score_pairs(run, cfg, setting, subject, rewarded, preferences.path)
+    if benchmarks and cfg.questions:
+        scores |= score_questions(run, cfg, setting, subject, benchmarks)
     scores["size_bytes"] = float(sum(path.stat().st_size for path in model.path.glob("*.safetensors")))
     chat = ChatModel.of(subject, model.path)
     write_samples(run, chat, sample_prompts(cfg, preferences.path), cfg.answer_tokens)
@@ -228,6 +242,31 @@ def score_pairs(
         figures |= {"reward_accuracy": float((margin > 0).mean()), "reward_margin_nats": float(margin.mean())}
     _write_columns(run.out / "preferences.parquet", columns)
     return figures
+
+
+def score_questions(
+    run: StageRun, cfg: EvaluateConfig, setting: Setting, subject: "Transformer", benchmarks: Source
+) -> dict[str, float]:
+    """Score benchmark questions into `questions.parquet`, a row for each choice; lm-eval's figures by benchmark."""
+    from model.scoring import sequence_scores
+    from tasks.questions import encode_questions, question_figures, read_questions
+
+    questions = read_questions(benchmarks, cfg.question_format, cfg.questions)
+    if not questions:
+        run.say("no record of the benchmark files has choices: they are protected, but not scored")
+        return {}
+    sequences = encode_questions(setting.tokenizer, questions, setting.window)
+    found = sequence_scores(subject, sequences, setting.window, setting.tokens_at_once)
+    rows = [(q, number) for q in questions for number in range(len(q.choices))]
+    columns = {
+        "benchmark": [q.benchmark for q, _ in rows],
+        "item": [q.item for q, _ in rows],
+        "choice": [number for _, number in rows],
+        "right": [number == q.answer for q, number in rows],
+        "log_prob": found.round(NATS_DIGITS),
+    }
+    _write_columns(run.out / "questions.parquet", columns)
+    return question_figures(questions, found)
 
 
 def _write_columns(path: Path, columns: Mapping[str, Any]) -> None:
