@@ -1,4 +1,4 @@
-"""Free the disk of what no kept run and no champion needs: objects, manifests, shard results and dead scratch."""
+"""Free the disk of what no kept run and no champion needs: objects, manifests, shard results, index, scratch."""
 
 import shutil
 from collections.abc import Iterable
@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.champion import Champion
+from tasks.dedup import index_folder
+from tasks.dedup_index import unclaimed
 from tasks.runs import list_runs, run_folder
 from tasks.store import Manifest, Store
 
@@ -19,6 +21,7 @@ class Garbage:
     objects: list[str]
     scratch: list[Path]
     memos: list[Path]
+    index: list[Path]
     bytes: int
 
 
@@ -35,9 +38,10 @@ def find_garbage(store: Store, keep_runs: int) -> Garbage:
     kept_ids = {run.run_id for run in kept_runs}
     finished = [r.run_id for r in runs if r.run_id not in kept_ids and r.status != "running"]
     scratch = [path for path in sorted((store.home / "scratch").glob("*/*")) if not _is_locked(store, path)]
-    memos = _unlinked_memos(store, set(objects))
-    size = sum(_size(store.objects / name) for name in objects) + sum(map(_size, scratch)) + sum(map(_size, memos))
-    return Garbage(finished, dead, objects, scratch, memos, size)
+    index = _unclaimed_index(store, {m.key for m in dead})
+    memos = _unlinked_memos(store, [*(store.objects / name for name in objects), *index])
+    size = sum(_size(store.objects / name) for name in objects) + sum(map(_size, [*scratch, *memos, *index]))
+    return Garbage(finished, dead, objects, scratch, memos, index, size)
 
 
 def collect(store: Store, garbage: Garbage) -> None:
@@ -50,6 +54,12 @@ def collect(store: Store, garbage: Garbage) -> None:
         store.discard(digest)
     for path in [*garbage.scratch, *garbage.memos]:
         shutil.rmtree(path, ignore_errors=True)
+    with store.lock("dedup", "index"):
+        # Looked at again under the lock: a run that began since may have claimed what seemed dead.
+        still = set(_unclaimed_index(store, set()))
+        for path in garbage.index:
+            if path in still:
+                _remove(path)
     for run_id in garbage.runs:
         (run_folder(store) / f"{run_id}.json").unlink(missing_ok=True)
 
@@ -82,11 +92,25 @@ def _is_locked(store: Store, scratch: Path) -> bool:
     return store.is_locked(scratch.parent.name, scratch.name)
 
 
-def _unlinked_memos(store: Store, dead_objects: set[str]) -> list[Path]:
+def _unclaimed_index(store: Store, dead_keys: set[str]) -> list[Path]:
+    """What of dedup's index no artifact stands on, nor one that is being built."""
+    claims = {m.key for m in store.manifests() if m.stage == "dedup"} - dead_keys
+    building = {path.name for path in (store.home / "scratch" / "dedup").glob("*") if _is_locked(store, path)}
+    return unclaimed(index_folder(store), claims | building)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _unlinked_memos(store: Store, dying_folders: Iterable[Path]) -> list[Path]:
     """Shard results that no object shares any more; a result that an object holds costs no disk of its own."""
     dying: dict[int, int] = {}
-    for name in dead_objects:
-        for path in (store.objects / name).rglob("*"):
+    for folder in dying_folders:
+        for path in [folder, *folder.rglob("*")]:
             inode = path.stat().st_ino
             dying[inode] = dying.get(inode, 0) + 1
     found = []
@@ -98,4 +122,4 @@ def _unlinked_memos(store: Store, dead_objects: set[str]) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())

@@ -35,7 +35,7 @@ from tasks.documents import aligned_shards, write_table
 from tasks.identity import code_digest
 from tasks.shards import ShardJob, map_shards
 from tasks.stage import Artifact, StageRun, stage
-from tasks.store import file_sha256, link_or_copy
+from tasks.store import Store, file_sha256, link_or_copy
 
 if TYPE_CHECKING:
     from model.words import Ragged
@@ -231,6 +231,11 @@ def index_parameters(cfg: DedupConfig) -> IndexParameters:
     )  # fmt: skip
 
 
+def index_folder(store: Store) -> Path:
+    """Where the index of a store lies."""
+    return store.home / "index" / "dedup"
+
+
 def _judge_new_shards(
     run: StageRun, cfg: DedupConfig, index: DedupIndex, shards: list[Path], signed: list[Path]
 ) -> None:
@@ -276,8 +281,9 @@ def dedup(run: StageRun, cfg: DedupConfig, documents: Artifact, filtered: Artifa
     digests = [f"{file_sha256(shard)} {file_sha256(path)}" for shard, path in zip(shards, signed)]
     parameters = index_parameters(cfg)
     keys = chain_keys(parameters, code_digest(__name__), digests)
-    index = DedupIndex(run.store.home / "index" / "dedup", parameters, keys)
+    index = DedupIndex(index_folder(run.store), parameters, keys)
     with run.store.lock("dedup", "index"):  # two runs may share a beginning, and merging removes what it merged
+        index.claim(run.scratch.name)
         _judge_new_shards(run, cfg, index, shards, signed)
     totals = _publish(run, index, shards)
     run.metric("documents_in", sum(totals.values()) - totals[FILTERED])

@@ -10,7 +10,7 @@ Nothing is ever changed in place: a segment is written aside and renamed, so a c
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -23,6 +23,9 @@ from tasks.store import file_sha256, link_or_copy, write_atomically
 
 FAN_IN = 8
 """Segments merged at a time: look-ups touch at most 7 segments a level, and a document is rewritten once a level."""
+
+CLAIMS = "claims"
+"""Folder of the index that names, for each artifact of dedup, the chain keys it stands on."""
 
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
@@ -109,6 +112,10 @@ class DedupIndex:
         self._open: dict[tuple[int, int], Segment] = {}
         root.mkdir(parents=True, exist_ok=True)
 
+    def claim(self, holder: str) -> None:
+        """Note that the artifact built under the key `holder` stands on this chain, so that gc keeps it."""
+        write_atomically(self.root / CLAIMS / f"{holder}.json", canonical_json(list(self.keys)))
+
     def verdict_path(self, shard: int) -> Path:
         """Where the verdicts on a shard lie once they are known."""
         return self.root / f"{self.keys[shard]}.parquet"
@@ -175,6 +182,20 @@ class DedupIndex:
         """Bytes of the live segments."""
         folders = [self.segment_path(*span) for span in spans_of(len(self.keys))]
         return sum(path.stat().st_size for folder in folders for path in folder.glob("*.npy"))
+
+
+def unclaimed(root: Path, holders: Container[str]) -> list[Path]:
+    """Everything under `root` that no chain of these holders needs: their claims, verdicts, signatures and segments."""
+    kept: set[str] = set()
+    found = []
+    for claim in sorted((root / CLAIMS).glob("*.json")):
+        if claim.stem in holders:
+            kept.update(json.loads(claim.read_bytes()))
+        else:
+            found.append(claim)
+    # Names are a chain key and then a suffix or a number of shards; what a crash left aside begins with a dot.
+    entries = (path for path in sorted(root.glob("*")) if path.name != CLAIMS)
+    return found + [path for path in entries if path.name.partition(".")[0].partition("-")[0] not in kept]
 
 
 def write_segment(path: Path, segment: Segment, parameters: IndexParameters) -> None:

@@ -43,14 +43,20 @@ class Mirror:
                 self.files.makedirs(f"{self.root}/keys/{manifest.stage}", exist_ok=True)
                 self.files.put_file(str(file), f"{self.root}/keys/{manifest.stage}/{file.name}")
 
+    def look(self, stage: str, key: str) -> Manifest | None:
+        """The manifest of this key, if the mirror holds its artifact too; brings nothing home."""
+        remote = f"{self.root}/keys/{stage}/{key}.json"
+        if not self.files.exists(remote):
+            return None
+        manifest = Manifest.model_validate_json(self.files.cat_file(remote))
+        return manifest if self.files.exists(f"{self.root}/objects/{manifest.digest}.complete") else None
+
     def pull(self, store: Store, stage: str, key: str) -> Manifest | None:
         """Bring an artifact and its manifest into the local store; None where the mirror lacks it or holds damage."""
+        manifest = self.look(stage, key)
+        if manifest is None or not self._bring_object(store, manifest.digest):
+            return None
         remote = f"{self.root}/keys/{stage}/{key}"
-        if not self.files.exists(f"{remote}.json"):
-            return None
-        manifest = Manifest.model_validate_json(self.files.cat_file(f"{remote}.json"))
-        if not self._bring_object(store, manifest.digest):
-            return None
         curve = store.manifest_path(stage, key).with_suffix(".curve.jsonl")
         if self.files.exists(f"{remote}.curve.jsonl"):
             curve.parent.mkdir(parents=True, exist_ok=True)
@@ -60,8 +66,6 @@ class Mirror:
 
     def _bring_object(self, store: Store, digest: str) -> bool:
         """Download to one side, and publish only what has the digest that was asked for."""
-        if not self.files.exists(f"{self.root}/objects/{digest}.complete"):
-            return False
         aside = store.home / "scratch" / "mirror" / uuid4().hex
         source = f"{self.root}/objects/{digest}"
         for name in self.files.find(source):

@@ -1,15 +1,19 @@
 """Garbage is what no kept run and no champion needs; what goes, goes manifest first, and what stays is a hit."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from flows.champion import Champion
 from flows.gc import collect, find_garbage
+from tasks.dedup import DedupConfig, dedup, index_folder, index_parameters
+from tasks.dedup_index import DedupIndex
 from tasks.execution import Execution
 from tasks.runs import RunRecord, StageRecord, list_runs, save_run
 from tasks.stage import Outcome, obtain
 from tasks.store import Store
+from tests.data_helpers import keep_all, make_documents, words
 from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
 
 
@@ -17,6 +21,12 @@ def run_once(execution: Execution, number: int, limit: int) -> list[Outcome]:
     """One pipeline run of count -> double, recorded."""
     first = obtain(count, CountConfig(limit=limit), {}, execution)
     second = obtain(double, DoubleConfig(), {"numbers": first.artifact}, execution)
+    save_outcomes(execution, number, [first, second])
+    return [first, second]
+
+
+def save_outcomes(execution: Execution, number: int, outcomes: list[Outcome]) -> None:
+    """Record a run of these stage calls."""
     stages = [
         StageRecord(
             label=o.label,
@@ -27,7 +37,7 @@ def run_once(execution: Execution, number: int, limit: int) -> list[Outcome]:
             seconds=o.manifest.seconds,
             note=o.note,
         )
-        for o in (first, second)
+        for o in outcomes
     ]
     record = RunRecord(
         run_id=f"run-{number}",
@@ -39,7 +49,6 @@ def run_once(execution: Execution, number: int, limit: int) -> list[Outcome]:
         stages=stages,
     )
     save_run(Store(execution.home), record)
-    return [first, second]
 
 
 def test_only_the_kept_run_and_its_inputs_stay(execution: Execution) -> None:
@@ -96,6 +105,45 @@ def test_shard_results_go_with_the_last_artifact_that_holds_them(execution: Exec
     collect(store, garbage)
     assert not list((store.home / "memo").glob("*/*"))
     assert not list(store.keys.glob("*/*"))
+
+
+def test_an_old_chain_of_the_index_goes_and_the_kept_one_stays(execution: Execution, tmp_path: Path) -> None:
+    def run(number: int, shards: dict[str, list[str]]) -> Outcome:
+        documents = make_documents(tmp_path / f"documents{number}", shards)
+        kept = keep_all(tmp_path / f"kept{number}", documents)
+        outcome = obtain(dedup, DedupConfig(), {"documents": documents, "filtered": kept}, execution)
+        save_outcomes(execution, number, [outcome])
+        return outcome
+
+    a, b, c = ([words(10 * shard + n, 40) for n in range(5)] for shard in range(3))
+    store = Store(execution.home)
+    old = run(1, {"a": a, "b": b})
+    run(2, {"a": a, "c": c})
+    assert find_garbage(store, keep_runs=2).index == []
+    before = set(index_folder(store).glob("*"))
+    garbage = find_garbage(store, keep_runs=1)
+    assert garbage.objects == [old.artifact.digest]
+    assert {path.suffix for path in garbage.index} == {".json", ".arrow", ".parquet", ".sha256", ""}
+    assert len(garbage.memos) == 1, "the signatures of b; a is signed in the chain that stays"
+    collect(store, garbage)
+    again = find_garbage(store, keep_runs=1)
+    assert (again.index, again.memos, again.bytes) == ([], [], 0)
+    left = set(index_folder(store).glob("*"))
+    run(3, {"a": a, "c": c, "d": a})
+    assert left < before and left <= set(index_folder(store).glob("*"))
+    collect(store, find_garbage(store, keep_runs=0))
+    assert [path for path in index_folder(store).rglob("*") if path.is_file()] == []
+
+
+def test_a_chain_that_is_being_built_on_stays(execution: Execution) -> None:
+    store = Store(execution.home)
+    index = DedupIndex(index_folder(store), index_parameters(DedupConfig()), ["c" * 64])
+    index.claim("a" * 64)
+    index.verdict_path(0).write_bytes(b"verdicts")
+    store.scratch("dedup", "a" * 64)
+    with store.lock("dedup", "a" * 64):
+        assert find_garbage(store, keep_runs=0).index == []
+    assert set(find_garbage(store, keep_runs=0).index) >= {index.verdict_path(0)}
 
 
 @pytest.mark.parametrize("keep", [0, 1, 5])

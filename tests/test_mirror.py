@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from flows.plan import Planner
 from tasks.execution import Execution
 from tasks.mirror import Mirror
 from tasks.stage import obtain
+from tasks.store import Store
 from tests.conftest import require_module
-from tests.mechanism_stages import CountConfig, count
+from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
 
 
 @pytest.fixture
@@ -24,6 +26,30 @@ def test_the_second_machine_is_served(machines: tuple[Execution, Execution]) -> 
     assert served.artifact.digest == built.artifact.digest
     assert served.artifact.path.is_relative_to(machines[1].home)
     assert (served.artifact.path / "numbers.txt").read_text() == "n0\nn1\nn2\n"
+
+
+def test_the_plan_sees_what_others_built_and_brings_nothing_home(machines: tuple[Execution, Execution]) -> None:
+    numbers = obtain(count, CountConfig(), {}, machines[0]).artifact
+    obtain(double, DoubleConfig(), {"numbers": numbers}, machines[0])
+    planner = Planner(machines[1])
+    planner(double, DoubleConfig(times=3), numbers=planner(count, CountConfig()))
+    planner(double, DoubleConfig(), numbers=numbers)
+    assert [(row.label, row.status) for row in planner.rows] == [
+        ("count", "cached"),
+        ("double", "run"),
+        ("double", "cached"),
+    ]
+    assert planner.rows[0].reason == "in the shared store"
+    assert not Store(machines[1].home).manifests() and not list(machines[1].home.rglob("numbers.txt"))
+    assert obtain(count, CountConfig(), {}, machines[1]).status == "cached"
+
+
+def test_the_plan_does_not_count_on_half_an_upload(machines: tuple[Execution, Execution], tmp_path: Path) -> None:
+    built = obtain(count, CountConfig(), {}, machines[0])
+    (tmp_path / "mirror" / "objects" / f"{built.artifact.digest}.complete").unlink()
+    planner = Planner(machines[1])
+    planner(count, CountConfig())
+    assert planner.rows[0].status == "run"
 
 
 def test_damage_in_the_mirror_is_not_brought_home(machines: tuple[Execution, Execution], tmp_path: Path) -> None:
