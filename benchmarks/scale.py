@@ -1,0 +1,248 @@
+"""What a document costs each data stage, fitted over four sizes, and what that makes of 10^9 documents.
+
+Usage: python -m benchmarks.scale [--quick] [--corpus SPEC] [--only stages index] [--signatures N]
+
+Every stage runs in a fresh process on one worker. Cost is a straight line over the number of documents: its slope is
+the price of a document, its intercept what starting costs. The index is simulated with random signatures, which is
+its worst case for size: every document is kept and every bucket is new.
+"""
+
+# ruff: noqa: E402 (threads are limited before numpy and its like are loaded)
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS"):
+    os.environ[variable] = "1"
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.data_corpus import plant, real_texts, write_jsonl
+from benchmarks.data_pipeline import all_kept, cpu_seconds, train_tokenizer
+from benchmarks.report import Figure, conclude
+from model.minhash import band_keys
+from tasks.dedup import DedupConfig, dedup, index_parameters
+from tasks.dedup_index import DedupIndex, Segment, candidate_sketches, chain_keys, find
+from tasks.execution import Execution
+from tasks.filter import FilterConfig, filter
+from tasks.ingest import IngestConfig, ingest
+from tasks.pack import PackConfig, pack
+from tasks.source import resolve_source
+from tasks.stage import Artifact, Stage, obtain
+
+DOCUMENTS, TOKENS = 1e9, 1e13
+SIZES = 4
+STAGES: dict[str, Stage[Any]] = {stage.name: stage for stage in (ingest, filter, dedup, pack)}
+SHARDS = 64
+"""Shards of the simulated index: merged twice, like any index of 64 to 511 shards."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one run took: CPU seconds, bytes written and the peak of resident memory."""
+
+    documents: int
+    seconds: float
+    bytes: int
+    peak_bytes: int
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process alone (getrusage would count the parent's from before the exec)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024
+    raise ValueError("/proc/self/status has no VmHWM: this benchmark needs Linux.")
+
+
+def in_child(function: Callable[..., Any], *arguments: object) -> Any:
+    """Call in a fresh process, so that its memory and first calls are its own."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def run_stage(name: str, config: Any, inputs: dict[str, Any], home: Path, documents: int) -> tuple[Artifact, Cost]:
+    """Build one stage on one worker; its artifact and its cost."""
+    started = cpu_seconds()
+    built = obtain(STAGES[name], config, inputs, Execution(home=home, workers=1))
+    return built.artifact, Cost(documents, cpu_seconds() - started, built.manifest.size_bytes, peak_bytes())
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The cost of each stage at one size, with the index that dedup left and the tokens that pack wrote."""
+
+    stages: dict[str, Cost]
+    index_bytes: int
+    documents: int
+    tokens: int
+
+
+def stages_at(texts: list[str], tokenizer: Artifact, folder: Path) -> Measured:
+    """Ingest, filter, dedup and pack these texts, each stage in a process of its own."""
+    home, count = folder / "home", len(texts)
+    corpus = resolve_source(str(write_jsonl(texts, folder / "text" / "documents.jsonl").parent), home / "cache")
+    costs: dict[str, Cost] = {}
+
+    def carry_out(stage: Stage[Any], config: Any, **inputs: Any) -> Artifact:
+        artifact, costs[stage.name] = in_child(run_stage, stage.name, config, inputs, home, count)
+        return artifact
+
+    documents = carry_out(ingest, IngestConfig(), corpus=corpus)
+    filtered = carry_out(filter, FilterConfig(), documents=documents)
+    unique = carry_out(dedup, DedupConfig(), documents=documents, filtered=filtered)
+    judged = {"filtered": filtered, "deduplicated": unique, "decontaminated": all_kept(documents, folder / "clean")}
+    tokens = carry_out(pack, PackConfig(validation_share=0.05), documents=documents, tokenizer=tokenizer, **judged)
+    index = sum(path.stat().st_size for path in (home / "index").rglob("*.npy"))
+    return Measured(costs, index, count, sum(path.stat().st_size for path in tokens.path.glob("*.bin")) // 2)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A least-squares line: what one more costs, what the first costs, and the share of the variance it explains."""
+
+    slope: float
+    intercept: float
+    r2: float
+
+
+def fit(x: list[float], y: list[float]) -> Line:
+    """The line through the points."""
+    slope, intercept = np.polyfit(x, y, 1)
+    residue = np.asarray(y) - (slope * np.asarray(x) + intercept)
+    spread = float(np.sum((np.asarray(y) - np.mean(y)) ** 2))
+    return Line(float(slope), float(intercept), 1 - float(np.sum(residue**2)) / spread if spread else 1.0)
+
+
+def stages(folder: Path, corpus: str, count: int) -> list[Figure]:
+    """Fit every stage over four sizes and extrapolate."""
+    originals = real_texts(corpus, folder, 3300, count)
+    texts = plant(originals, 0.1, seed=4).texts
+    tokenizer = train_tokenizer(folder, texts[:2000])
+    stages_at(texts[:200], tokenizer, folder / "warm")  # compiles what is not in the kernels' cache yet
+    sizes = [len(texts) >> shift for shift in reversed(range(SIZES))]
+    measured = [stages_at(texts[:size], tokenizer, folder / f"size{size}") for size in sizes]
+    characters = sum(map(len, texts)) / len(texts)
+    tokens_per_document = measured[-1].tokens / len(texts)
+    print(f"sizes {sizes}, {characters:,.0f} characters and {tokens_per_document:,.0f} written tokens a document given")
+    print("| stage | CPU-ms a document | start, CPU-s | R² | bytes a document | peak MB at the sizes | "
+          f"core-hours for {DOCUMENTS:.0e} documents | core-hours for {TOKENS:.0e} tokens |")  # fmt: skip
+    figures = []
+    for name in STAGES:
+        costs = [m.stages[name] for m in measured]
+        x = [float(cost.documents) for cost in costs]
+        time_line, byte_line = fit(x, [cost.seconds for cost in costs]), fit(x, [float(cost.bytes) for cost in costs])
+        hours = time_line.slope * DOCUMENTS / 3600
+        peaks = " ".join(f"{cost.peak_bytes / 1e6:.0f}" for cost in costs)
+        print(f"| {name} | {1e3 * time_line.slope:.3f} | {time_line.intercept:.2f} | {time_line.r2:.4f} | "
+              f"{byte_line.slope:,.0f} | {peaks} | {hours:,.0f} | "
+              f"{hours * TOKENS / (DOCUMENTS * tokens_per_document):,.0f} |")  # fmt: skip
+        figures.append(Figure(f"{name}: R² of CPU seconds over documents", time_line.r2, 0.95))
+    index = fit([float(m.documents) for m in measured], [float(m.index_bytes) for m in measured])
+    print(f"| index | | | {index.r2:.4f} | {index.slope:,.0f} | | | |")
+    return figures
+
+
+def random_segment(shard: int, count: int, cfg: DedupConfig) -> tuple[NDArray[np.uint64], Segment]:
+    """The band keys and the segment of `count` random signatures, all kept."""
+    rng = np.random.default_rng(shard)
+    signature = rng.integers(0, 2**32, (count, cfg.bands * cfg.rows), dtype=np.uint32)
+    keys = band_keys(signature, cfg.bands, cfg.rows)
+    orders = [np.argsort(band, kind="stable") for band in keys]
+    exact = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)
+    by_hash = np.argsort(exact[:, 0])
+    rows = np.arange(count)
+    segment = Segment(
+        keys=np.concatenate([band[order] for band, order in zip(keys, orders)]),
+        places=np.concatenate(orders).astype(np.uint32),
+        starts=np.arange(cfg.bands + 1, dtype=np.int64) * count,
+        exact=exact[by_hash],
+        exact_places=by_hash.astype(np.uint32),
+        sketches=signature.astype(np.uint8),
+        documents=np.stack([np.full(count, shard), rows], axis=1).astype(np.uint32),
+    )
+    return keys, segment
+
+
+@dataclass(frozen=True)
+class Grown:
+    """The index after some shards."""
+
+    documents: int
+    commit_seconds: float
+    look_up_seconds: float
+    bytes: int
+    peak_bytes: int
+
+
+def grow(folder: Path, signatures: int) -> list[Grown]:
+    """Fill an index shard by shard; four times on the way look 20,000 documents up, half of which it has."""
+    cfg = DedupConfig()
+    index = DedupIndex(
+        folder, index_parameters(cfg), chain_keys(index_parameters(cfg), "", list(map(str, range(SHARDS))))
+    )
+    count, asked = signatures // SHARDS, min(signatures // SHARDS, 10_000)
+    committed, grown = 0.0, []
+    first = random_segment(0, count, cfg)[0][:, :asked]
+    for shard in range(SHARDS):
+        segment = random_segment(shard, count, cfg)[1]
+        started = time.process_time()
+        index.commit(shard, segment)
+        committed += time.process_time() - started
+        if shard + 1 in [SHARDS >> shift for shift in range(SIZES)]:
+            new = random_segment(SHARDS, asked, cfg)[0]
+            keys = np.concatenate([first, new], axis=1)
+            started = time.process_time()
+            segments = index.segments(shard + 1)
+            hits = find(segments, keys, np.ones(2 * asked, np.bool_), cfg.bucket_size)
+            candidate_sketches(segments, hits.documents)
+            seconds = (time.process_time() - started) / (2 * asked)
+            assert set(hits.rows.tolist()) == set(range(asked)), "the index lost documents or found foreign ones"
+            size = sum(path.stat().st_size for path in folder.rglob("*.npy"))
+            grown.append(Grown((shard + 1) * count, committed, seconds, size, peak_bytes()))
+    return grown
+
+
+def index(folder: Path, signatures: int) -> list[Figure]:
+    """Simulate the index and fit its bytes and its cost."""
+    grown = in_child(grow, folder / "index", signatures)
+    print(
+        "| documents | commit and merge, CPU-µs a document | look-up, CPU-µs a document | bytes a document | peak MB |"
+    )
+    for g in grown:
+        print(f"| {g.documents:,} | {1e6 * g.commit_seconds / g.documents:.2f} | {1e6 * g.look_up_seconds:.1f} | "
+              f"{g.bytes / g.documents:.1f} | {g.peak_bytes / 1e6:,.0f} |")  # fmt: skip
+    per_document = fit([float(g.documents) for g in grown], [float(g.bytes) for g in grown])
+    last = grown[-1]
+    print(f"index of {DOCUMENTS:.0e} documents: {per_document.slope * DOCUMENTS / 1e12:.2f} TB; writing one segment of "
+          f"{last.documents:,} took {last.peak_bytes / last.documents:,.0f} bytes of memory a document")  # fmt: skip
+    return [Figure("index: bytes a document", per_document.slope, 320, "lower")]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small: about two minutes")
+    parser.add_argument("--corpus", default="python-docs", help="any source that `bessemer run --corpus` takes")
+    parser.add_argument("--only", nargs="*", choices=["stages", "index"], default=["stages", "index"])
+    parser.add_argument("--signatures", type=int, default=0, help="size of the simulated index; 0: 10^7, --quick 10^6")
+    arguments = parser.parse_args()
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(prefix="bessemer-scale-") as name:
+        folder = Path(name)
+        if "index" in arguments.only:
+            figures += index(folder, arguments.signatures or (1_000_000 if arguments.quick else 10_000_000))
+        if "stages" in arguments.only:
+            figures += stages(folder, arguments.corpus, 2_000 if arguments.quick else 12_000)
+    conclude(figures)
+
+
+if __name__ == "__main__":
+    main()
