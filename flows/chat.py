@@ -5,7 +5,7 @@ from pathlib import Path
 
 from flows.champion import find_champion
 from flows.summary import MODEL_LABELS
-from tasks.runs import find_run, list_runs
+from tasks.runs import artifact_of, list_runs
 from tasks.store import Store, StoreDamage
 
 DEFAULT_MODEL = "int8"
@@ -22,27 +22,22 @@ def model_folder(store: Store, model: str, run: str) -> Path:
     name = model or DEFAULT_MODEL
     if name not in MODEL_LABELS:
         raise ValueError(f"There is no model {name!r}. Name one of {', '.join(MODEL_LABELS)}, or a model folder.")
-    digest = _model_digest(store, name, run)
+    digest = "" if run else _champion_digest(store, name)
+    if not digest:
+        return artifact_of(store, run, MODEL_LABELS[name]).path
     try:
         return store.open(digest).path
     except StoreDamage as damage:
         raise ValueError(
-            f"The model {name} cannot be loaded: {damage}. Run the recipe again to rebuild it."
+            f"The champion's {name} model cannot be loaded: {damage}. Run the recipe again to rebuild it."
         ) from damage
 
 
-def _model_digest(store: Store, name: str, run: str) -> str:
-    if not run:
-        runs = list_runs(store)
-        recipe = str(runs[-1].recipe["name"]) if runs else ""
-        champion = find_champion(store, recipe) if recipe else None
-        if champion:
-            return champion.models[name]
-    record = find_run(store, run)
-    stage = record.stage(MODEL_LABELS[name])
-    if stage is None:
-        raise ValueError(f"The run {record.run_id} ({record.status}) did not come as far as {name}.")
-    return stage.digest
+def _champion_digest(store: Store, name: str) -> str:
+    """The model of the latest run's recipe's champion; "" if it has none."""
+    runs = list_runs(store)
+    champion = find_champion(store, str(runs[-1].recipe["name"])) if runs else None
+    return champion.models[name] if champion else ""
 
 
 def hold_conversation(folder: Path, message: str, temperature: float, max_tokens: int) -> None:

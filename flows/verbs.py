@@ -10,7 +10,8 @@ from typing import Any
 from flows.recipe import Plan, load_plan
 from tasks.execution import NO_TRACKING
 from tasks.progress import console, format_seconds
-from tasks.store import Artifact, Store
+from tasks.runs import artifact_of
+from tasks.store import Store
 
 
 def read_plan(options: argparse.Namespace) -> Plan:
@@ -207,25 +208,6 @@ def _inspect_filter(store: Store, options: argparse.Namespace) -> None:
         print(render_what_if(what_if(documents, judged, before, after, options.samples)))
     else:
         print(render_filter_report(filter_report(documents, judged, before, options.samples)))
-
-
-def artifact_of(store: Store, run: str, label: str) -> Artifact:
-    """The artifact that a run's stage call gave.
-
-    Raises:
-        ValueError: the run did not come that far, or the artifact is gone.
-    """
-    from tasks.runs import find_run
-    from tasks.store import StoreDamage
-
-    record = find_run(store, run)
-    stage = record.stage(label)
-    if stage is None:
-        raise ValueError(f"The run {record.run_id} ({record.status}) did not come as far as {label}.")
-    try:
-        return store.open(stage.digest)
-    except StoreDamage as damage:
-        raise ValueError(f"{label} of {record.run_id}: {damage}. Run the recipe again to rebuild it.") from damage
 
 
 def export(options: argparse.Namespace) -> None:

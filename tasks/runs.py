@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.store import Store, now_utc, write_atomically
+from tasks.store import Artifact, Store, StoreDamage, now_utc, write_atomically
 
 Status = Literal["running", "completed", "failed", "cancelled"]
 
@@ -92,6 +92,22 @@ def find_run(store: Store, name: str = "") -> RunRecord:
         return (exact or matches)[0]
     found = "no run" if not matches else f"{len(matches)} runs"
     raise ValueError(f"{found} in {store.home} start with {name!r}. The latest are: {_latest(runs)}.")
+
+
+def artifact_of(store: Store, run: str, label: str) -> Artifact:
+    """The artifact that a run's stage call gave; the run by id, beginning or "" for the latest.
+
+    Raises:
+        ValueError: the run did not come that far, or the artifact is gone.
+    """
+    record = find_run(store, run)
+    stage = record.stage(label)
+    if stage is None:
+        raise ValueError(f"The run {record.run_id} ({record.status}) did not come as far as {label}.")
+    try:
+        return store.open(stage.digest)
+    except StoreDamage as damage:
+        raise ValueError(f"{label} of {record.run_id}: {damage}. Run the recipe again to rebuild it.") from damage
 
 
 def _latest(runs: list[RunRecord]) -> str:
