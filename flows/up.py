@@ -1,6 +1,7 @@
 """`bessemer up`: Prefect's server, MLflow's server and a worker as one, until Ctrl-C; loopback only."""
 
 import fcntl
+import hashlib
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import TextIO
 
 from flows.deployments import ROOT, WORK_POOL
+from flows.recipe import Recipe
 from flows.servers import (
     LOOPBACK,
     START_TIMEOUT_S,
@@ -26,6 +28,8 @@ from flows.servers import (
     start_prefect,
     wait_until_healthy,
 )
+from tasks.execution import Execution
+from tasks.identity import canonical_json
 from tasks.progress import console
 from tasks.store import Store, file_sha256, write_atomically
 from tasks.track.connection import quiet_environment
@@ -83,9 +87,10 @@ def _kept(child: Child, running: ExitStack) -> Child:
 
 
 def _deploy(home: Path, running: ExitStack) -> None:
-    """Deploy prefect.yaml, unless the same one was deployed to this home's database before: it takes 10 s."""
+    """Deploy prefect.yaml, unless the same one, with the same form, is in this home's database: it takes 10 s."""
     marker = home / "prefect" / "deployed.sha256"
-    wanted = file_sha256(ROOT / "prefect.yaml") + str(home.resolve())
+    form = canonical_json([kind.model_json_schema() for kind in (Recipe, Execution)])
+    wanted = file_sha256(ROOT / "prefect.yaml") + hashlib.sha256(form).hexdigest() + str(home.resolve())
     if marker.exists() and marker.read_text() == wanted:
         return
     child = _kept(start_child(home, "deploy", "flows.deployments", ["apply"], {}), running)
