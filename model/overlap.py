@@ -9,9 +9,12 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from model.jit import COMPILED, kernel
+
 RUN_TOKENS = 11
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _TABLE_BITS = 22
+_HALF, _SHIFT = np.uint64(32), np.uint64(64 - _TABLE_BITS)
 _CHUNK = 1 << 21
 
 U64 = NDArray[np.uint64]
@@ -25,7 +28,7 @@ def run_hashes(tokens: NDArray[np.unsignedinteger]) -> U64:
     for place in range(RUN_TOKENS):
         found *= _BASE
         found += wide[place : place + runs]
-    found ^= found >> np.uint64(32)
+    found ^= found >> _HALF
     return found * _BASE
 
 
@@ -39,17 +42,46 @@ def seen_runs(wanted: U64, tokens: NDArray[np.unsignedinteger]) -> NDArray[np.bo
 
     A table of 2^22 flags tells most runs apart before they are looked up.
     """
-    shift = np.uint64(64 - _TABLE_BITS)
     table = np.zeros(1 << _TABLE_BITS, np.bool_)
-    table[wanted >> shift] = True
+    table[wanted >> _SHIFT] = True
     seen = np.zeros(len(wanted), np.bool_)
     for chunk in _chunks(tokens):
-        hashes = run_hashes(chunk)
-        likely = hashes[table[hashes >> shift]]
+        likely = _likely_runs(chunk, table)
         places = np.minimum(np.searchsorted(wanted, likely), max(len(wanted) - 1, 0))
         hits = wanted[places] == likely if len(wanted) else np.zeros(len(likely), np.bool_)
         seen[places[hits]] = True
     return seen
+
+
+def _likely_runs(tokens: NDArray[np.unsignedinteger], table: NDArray[np.bool_]) -> U64:
+    """The hashes of the runs whose flag is set."""
+    if COMPILED:
+        found = np.empty(max(len(tokens) - RUN_TOKENS + 1, 0), np.uint64)
+        return found[: _roll(tokens.astype(np.uint32), table, found)]
+    hashes = run_hashes(tokens)
+    likely: U64 = hashes[table[hashes >> _SHIFT]]
+    return likely
+
+
+@kernel("u4[:]", "b1[:]", "out u8[:]")
+def _roll(tokens: NDArray[np.uint32], table: NDArray[np.bool_], found: U64) -> int:
+    """`run_hashes`, each from the one before, of which those whose flag is set are kept; their number."""
+    one = np.uint64(1)
+    leaving = one
+    for _ in range(RUN_TOKENS):
+        leaving *= _BASE
+    value = np.uint64(0)
+    count = 0
+    for i in range(len(tokens)):
+        value = value * _BASE + np.uint64(tokens[i]) + one
+        if i >= RUN_TOKENS:
+            value -= (np.uint64(tokens[i - RUN_TOKENS]) + one) * leaving
+        if i >= RUN_TOKENS - 1:
+            key = (value ^ (value >> _HALF)) * _BASE
+            if table[key >> _SHIFT]:
+                found[count] = key
+                count += 1
+    return count
 
 
 def covered_tokens(hashes: U64, wanted: U64, seen: NDArray[np.bool_], length: int) -> int:

@@ -1,7 +1,7 @@
 """Train the tokenizer: a byte-level BPE on a recorded sample of the kept text, and the chat format beside it."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import xxhash
 from pydantic import Field
 
 from model.chat import CHAT_TEMPLATE
+from model.other_tokenizers import CountTokens, load_counter
 from model.tokenizer import (
     ENDOFTEXT,
     IM_END,
@@ -39,6 +40,9 @@ class TokenizerConfig(StageConfig):
         100.0, gt=0, le=10_000, description="Text to train on; documents are chosen by their hash (100 MB take 30 s)."
     )
     min_frequency: int = Field(2, ge=1, le=1000, description="How often a pair must occur to become a token.")
+    compare_with: tuple[str, ...] = Field(
+        (), description="Files of other tokenizers (tokenizer.json, .tiktoken) whose bytes per token are reported too."
+    )
 
 
 @stage("tokenizer", version=1)
@@ -50,7 +54,12 @@ def tokenizer(
     deduplicated: Artifact,
     decontaminated: Artifact,
 ) -> None:
-    """Write `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `contract.json` and `sample.json`."""
+    """Write `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `contract.json` and `sample.json`.
+
+    Raises:
+        ValueError: no text is left, or a tokenizer to compare with cannot be read.
+    """
+    others = {name_of(path): load_counter(path) for path in map(Path, cfg.compare_with)}
     shards = aligned_shards(documents, filtered, deduplicated, decontaminated)
     kept_bytes = sum(_kept_bytes(shard, attributes) for shard, *attributes in shards)
     if kept_bytes == 0:
@@ -72,7 +81,26 @@ def tokenizer(
     }
     (run.out / "sample.json").write_bytes(canonical_json(record) + b"\n")
     run.metric("vocab_size", cfg.vocab_size)
+    for name, value in others_bytes_per_token(others, texts).items():
+        run.metric(f"bytes_per_token/{name}", value)
     run.metric("bytes_per_token", check_equality(trained, Tokenizer.load(run.out), texts))
+
+
+def name_of(path: Path) -> str:
+    """`gpt2/tokenizer.json` is gpt2, `cl100k_base.tiktoken` is cl100k_base."""
+    return path.resolve().parent.name if path.stem == "tokenizer" else path.stem
+
+
+def others_bytes_per_token(others: Mapping[str, CountTokens], texts: list[str]) -> dict[str, float]:
+    """Of each other tokenizer, on the texts on which ours is measured."""
+    heads = equality_sample(texts)
+    size = sum(len(head.encode()) for head in heads)
+    return {name: size / max(sum(map(count, heads)), 1) for name, count in others.items()}
+
+
+def equality_sample(texts: list[str]) -> list[str]:
+    """The beginnings of evenly spaced texts."""
+    return [text[:SEGMENT_CHARACTERS] for text in texts[:: max(1, len(texts) // EQUALITY_DOCUMENTS)]]
 
 
 def _kept_bytes(shard: Path, attributes: list[Path]) -> int:
@@ -109,8 +137,7 @@ def check_equality(trained: HuggingFaceTokenizer, ours: Tokenizer, texts: list[s
 
     Returns their bytes per token.
     """
-    step = max(1, len(texts) // EQUALITY_DOCUMENTS)
-    heads = [text[:SEGMENT_CHARACTERS] for text in texts[::step]]
+    heads = equality_sample(texts)
     in_bulk = ours.encode_column(pa.array(heads, pa.large_string()))
     bytes_seen = tokens_seen = 0
     for row, head in enumerate(heads):

@@ -1,6 +1,7 @@
 """Overlap of held-out tokens with training tokens: equal to a search by brute force, and read beside the scores."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -39,3 +40,13 @@ def test_a_run_across_two_chunks_is_found() -> None:
     start = overlap._CHUNK - 5
     assert measured(training[start : start + RUN_TOKENS], training) == RUN_TOKENS
     assert measured(training[start : start + RUN_TOKENS - 1], training) == 0
+
+
+def test_the_compiled_form_finds_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = np.random.default_rng(1).integers(0, 3, 20_000).astype(np.uint16)
+    wanted = np.unique(run_hashes(training[:300]))
+    compiled = seen_runs(wanted, training[200:])
+    monkeypatch.setattr(overlap, "COMPILED", False)
+    plain = seen_runs(wanted, training[200:])
+    assert plain.tolist() == compiled.tolist()
+    assert 0 < plain.sum() < len(wanted)

@@ -1,5 +1,6 @@
 """The tokenizer: exact round trips, ids equal to those of tokenizers and transformers, refusals, determinism."""
 
+import base64
 import json
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -9,9 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as HuggingFaceTokenizer
+from tokenizers import models, pre_tokenizers
 
-from model.tokenizer import SEGMENT_CHARACTERS, SPECIAL_TOKENS, Tokenizer, split_segments, train_bpe
-from tasks.tokenizer import check_equality, write_tokenizer
+from model.other_tokenizers import load_counter
+from model.tokenizer import SEGMENT_CHARACTERS, SPECIAL_TOKENS, Tokenizer, byte_alphabet, split_segments, train_bpe
+from tasks.tokenizer import check_equality, name_of, others_bytes_per_token, write_tokenizer
 
 TEXTS = [text for _, text in sorted(topics.items())][:40]
 ODD = [
@@ -148,3 +151,25 @@ def test_foreign_pre_tokenizer_is_refused(folder: Path) -> None:
     specification["pre_tokenizer"] = {"type": "Whitespace"}
     with pytest.raises(ValueError, match="expected a BPE"):
         Tokenizer(specification)
+
+
+def test_other_tokenizers_are_read_and_counted(tmp_path: Path) -> None:
+    """One token a byte, in both kinds of file: bytes per token are then known without any other tokenizer."""
+    single = byte_alphabet()
+    plain = HuggingFaceTokenizer(models.BPE(vocab=single, merges=[]))
+    plain.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    (tmp_path / "bytes").mkdir()
+    plain.save(str(tmp_path / "bytes" / "tokenizer.json"))
+    lines = [f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256)]
+    (tmp_path / "single.tiktoken").write_text("".join(lines) + f"{base64.b64encode(b'ab').decode()} 256\n")
+    paths = [tmp_path / "bytes" / "tokenizer.json", tmp_path / "single.tiktoken"]
+    counters = {name_of(path): load_counter(path) for path in paths}
+    assert others_bytes_per_token(counters, ["abc é", "xy"]) == {"bytes": 1.0, "single": 8 / 7}
+
+
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"does not exist \(tokenizer.compare_with\)"):
+        load_counter(tmp_path / "tokenizer.json")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ValueError, match="cannot be read as a tokenizer"):
+        load_counter(tmp_path / "tokenizer.json")
