@@ -19,6 +19,9 @@ from tasks.source import resolve_source
 from tasks.stage import Artifact, build
 from tasks.tokenizer import TokenizerConfig, tokenizer
 
+WARM_UP_SHARE = 0.5
+"""Of the warm-up's documents for validation: so few must fall on both sides."""
+
 
 def all_kept(documents: Artifact, folder: Path) -> Artifact:
     """Attributes that keep every document."""
@@ -48,11 +51,11 @@ def cpu_seconds() -> float:
 
 def ours_from_jsonl(warm_up: Path, source: Path, vocabulary: Artifact, folder: Path) -> dict[str, float]:
     """CPU seconds by stage and in all, after a few documents that load what is loaded once, as for the peer."""
-    _run_stages(warm_up, vocabulary, folder / "warm-up")
-    return _run_stages(source, vocabulary, folder / "measured")
+    _run_stages(warm_up, vocabulary, folder / "warm-up", WARM_UP_SHARE)
+    return _run_stages(source, vocabulary, folder / "measured", PackConfig().validation_share)
 
 
-def _run_stages(source: Path, vocabulary: Artifact, home: Path) -> dict[str, float]:
+def _run_stages(source: Path, vocabulary: Artifact, home: Path, validation_share: float) -> dict[str, float]:
     execution = Execution(home=home, workers=1)
     marks = [("start", cpu_seconds())]
     corpus = resolve_source(str(source), home / "cache")
@@ -65,8 +68,7 @@ def _run_stages(source: Path, vocabulary: Artifact, home: Path) -> dict[str, flo
     marks.append(("dedup", cpu_seconds()))
     clean = all_kept(documents, home / "clean")
     inputs = {"documents": documents, "filtered": filtered, "deduplicated": unique, "decontaminated": clean}
-    # Half for validation, so that the few documents of the warm-up fall on both sides.
-    build(pack, PackConfig(validation_share=0.5), {**inputs, "tokenizer": vocabulary}, execution)
+    build(pack, PackConfig(validation_share=validation_share), {**inputs, "tokenizer": vocabulary}, execution)
     marks.append(("pack", cpu_seconds()))
     stages = {name: end - start for (_, start), (name, end) in pairwise(marks)}
     return {**stages, "cpu_seconds": sum(stages.values())}
