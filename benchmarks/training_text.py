@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -55,8 +56,9 @@ def token_streams(corpus: str, left_out: str, vocab_size: int, folder: Path) -> 
         write_tokenizer(train_bpe(iter(texts["train"]), vocab_size), made)
         tokenizer = Tokenizer.load(made)
         for split in SPLITS:
-            parts = [np.append(ids, tokenizer.endoftext_id) for ids in tokenizer.encode_bulk(texts[split])]
-            np.save(made / f"{split}.npy", np.concatenate(parts).astype(np.uint16))
+            ids = tokenizer.encode_column(pa.array(texts[split], pa.large_string()))
+            stream = np.insert(ids.values, ids.offsets[1:], np.uint32(tokenizer.endoftext_id))
+            np.save(made / f"{split}.npy", stream.astype(np.uint16))
     tokenizer = Tokenizer.load(made)
     streams = {split: np.load(made / f"{split}.npy", mmap_mode="r") for split in SPLITS}
     return TokenStreams(

@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from tasks.readers import read_file
@@ -45,7 +46,13 @@ def read_questions(benchmarks: Source, prompt_format: str, limit: int) -> list[Q
 def _questions_of(file: SourceFile, prompt_format: str) -> Iterator[Question]:
     for item in read_file(file.path, file.name):
         if isinstance(item, Row) and "choices" in item.fields:
-            yield _question(file.name.split(".")[0], item.place, item.fields, prompt_format)
+            yield _question(benchmark_name(file), item.place, item.fields, prompt_format)
+
+
+def benchmark_name(file: SourceFile) -> str:
+    """`mmlu/law.jsonl.gz` is mmlu/law: two folders may each have a file of one name."""
+    path = PurePosixPath(file.name)
+    return str(path.with_name(path.name.partition(".")[0]))
 
 
 def _question(benchmark: str, place: str, row: Mapping[str, Any], prompt_format: str) -> Question:
