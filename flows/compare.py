@@ -1,6 +1,5 @@
 """What differs between two runs and what became of it: documents, settings, code, scores, cost and answers."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from flows.champion import find_champion
 from flows.summary import MODEL_LABELS, STAGE_FIGURES, Summary, summarise
 from tasks.document_changes import DocumentChanges, JudgedCorpus, document_changes
 from tasks.gate import GateConfig
-from tasks.runs import RunRecord, find_run
+from tasks.runs import RunRecord, find_run, flatten
 from tasks.score_changes import ScoreChange, bits_per_byte_change, preference_accuracy_change
 from tasks.store import Artifact, Store, StoreDamage
 
@@ -151,17 +150,10 @@ def _documents(store: Store, before: RunRecord, after: RunRecord, samples: int) 
     return document_changes(old, new, samples) if old and new else None
 
 
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
-
-
 def setting_changes(before: RunRecord, after: RunRecord) -> list[SettingChange]:
     """The fields that differ, in the order of the recipe, then the sources whose content differs (by digest)."""
     old, new = (
-        _flatten(r.recipe) | {f"content of {name}": digest[:12] for name, digest in r.sources.items()}
+        flatten(r.recipe) | {f"content of {name}": digest[:12] for name, digest in r.sources.items()}
         for r in (before, after)
     )
     names = dict.fromkeys([*old, *new])

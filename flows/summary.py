@@ -1,7 +1,7 @@
 """What a person wants to read when a run has ended, derived from manifests and artifacts alone."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from tasks.evaluate import CLEAN_SHARE
 from tasks.progress import format_count, format_seconds
 from tasks.runs import RunRecord
 from tasks.stage import curve_path
@@ -155,24 +156,26 @@ def _model_table(summary: Summary) -> Table:
 
 def overlap_lines(summary: Summary) -> list[str]:
     """What the scores above must be read with: how much of what they are measured on the training text gives away."""
-    lines = []
-    leaks = summary.manifests.get("decontaminate")
-    for name in (name for name in (leaks.metrics if leaks else ()) if name.startswith("items/")):
-        assert leaks is not None
-        benchmark = name.removeprefix("items/")
-        found = leaks.metrics[f"items_overlapping/{benchmark}"]
-        if found:
-            lines.append(
-                f"{benchmark}: {found:.0f} of {leaks.metrics[name]:.0f} items stood in the text; dropped from it."
-            )
-    scored = summary.manifests.get("evaluate_dpo") or summary.manifests.get("evaluate_base")
-    if scored and "val_overlap" in scored.metrics:
-        clean = scored.metrics.get("val_bits_per_byte_clean")
-        without = f"; without the documents where it is 20 % or more: {clean:.4f} bits per byte" if clean else ""
-        lines.append(
-            f"Held-out text: {scored.metrics['val_overlap']:.1%} of it stands in the training text too{without}."
-        )
+    leaks = _metrics(summary, "decontaminate")
+    scored = _metrics(summary, "evaluate_dpo") or _metrics(summary, "evaluate_base")
+    counts = {name.removeprefix("items/"): total for name, total in leaks.items() if name.startswith("items/")}
+    lines = [
+        f"{name}: {leaks[f'items_overlapping/{name}']:.0f} of {total:.0f} items stood in the text; dropped from it."
+        for name, total in counts.items()
+        if leaks[f"items_overlapping/{name}"]
+    ]
+    if "val_overlap" in scored:
+        clean = scored.get("val_bits_per_byte_clean")
+        most = f"{100 * CLEAN_SHARE:.0f} %"
+        without = f"; without the documents where it is {most} or more: {clean:.4f} bits per byte" if clean else ""
+        lines.append(f"Held-out text: {scored['val_overlap']:.1%} of it stands in the training text too{without}.")
     return lines
+
+
+def _metrics(summary: Summary, label: str) -> Mapping[str, float]:
+    """The figures of a stage call, none where it is not there."""
+    manifest = summary.manifests.get(label)
+    return manifest.metrics if manifest else {}
 
 
 def _figure(column: str, value: float | str | None) -> str:
@@ -237,7 +240,9 @@ def render(summary: Summary) -> RenderableType:
         parts += ["\n[bold]Pretraining loss[/bold] (nats per token)", curve]
     if model_rows(summary):
         parts += ["\n[bold]Held-out text[/bold]", _model_table(summary)]
-        parts += ["\n[bold]Overlap[/bold]", *(f"  {line}" for line in overlap_lines(summary))]
+    overlap = overlap_lines(summary)
+    if overlap:
+        parts += ["\n[bold]Overlap[/bold]", *(f"  {line}" for line in overlap)]
     for number, line in enumerate(verdict_lines(summary)):
         parts.append(f"  {line}" if number else f"\n[bold]Verdict[/bold]: {line}")
     for sample in summary.samples[:3]:

@@ -16,8 +16,12 @@ from tasks.store import Store
 
 def read_plan(options: argparse.Namespace) -> Plan:
     """The recipe and execution that the command line asks for."""
-    recipe = {"corpus": options.corpus, "sft_data": options.sft, "preference_data": options.preferences}
-    recipe["benchmarks"] = options.benchmarks
+    recipe = {
+        "corpus": options.corpus,
+        "sft_data": options.sft,
+        "preference_data": options.preferences,
+        "benchmarks": options.benchmarks,
+    }
     execution = {"workers": options.workers, "processes": options.processes, "strategy": options.strategy}
     if getattr(options, "no_tracking", False):
         execution["tracking_uri"] = NO_TRACKING

@@ -180,25 +180,21 @@ def decontaminate(
             writer.write_table(overlaps)
             totals.update(verdict["reason"].to_pylist())
             overlapping.update((row["benchmark"], row["item"]) for row in overlaps.to_pylist())
-    items = len(_items(benchmark))
-    for name, total in Counter(name for name, _ in _items(benchmark)).items():
+    items = set(zip(benchmark["benchmark"].to_pylist(), benchmark["item"].to_pylist()))
+    overlapping_by_name = Counter(name for name, _ in overlapping)
+    for name, total in Counter(name for name, _ in items).items():
         run.metric(f"items/{name}", total)
-        run.metric(f"items_overlapping/{name}", sum(found == name for found, _ in overlapping))
+        run.metric(f"items_overlapping/{name}", overlapping_by_name[name])
     run.metric("documents_in", totals[""] + totals[CONTAMINATED])
     run.metric("documents_kept", totals[""])
     run.metric("documents_contaminated", totals[CONTAMINATED])
-    run.metric("benchmark_items", items)
+    run.metric("benchmark_items", len(items))
     run.metric("benchmark_items_overlapping", len(overlapping))
     run.metric("benchmark_ngrams", len(ngrams.hashes))
     run.say(
         f"{totals[CONTAMINATED]:,} of {totals[''] + totals[CONTAMINATED]:,} documents overlap with "
-        f"{len(overlapping):,} of {items:,} validation items and are dropped"
+        f"{len(overlapping):,} of {len(items):,} validation items and are dropped"
     )
-
-
-def _items(benchmark: pa.Table) -> set[tuple[str, str]]:
-    """(benchmark, item) of all."""
-    return set(zip(benchmark["benchmark"].to_pylist(), benchmark["item"].to_pylist()))
 
 
 def _judge(

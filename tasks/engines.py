@@ -54,7 +54,7 @@ def _in_processes(compute: Callable[[T], None], items: Sequence[T], execution: E
             if deaths >= MAX_WORKER_DEATHS:
                 raise RuntimeError(
                     f"A worker was killed {deaths} times and {len(left)} shards are left. Usually memory ran out: use "
-                    "fewer workers (--workers) or smaller shards (ingest.shard_bytes)."
+                    "fewer workers (--workers) or smaller shards (ingest.shard_megabytes)."
                 ) from error
             say(f"a worker was killed; {len(left)} shards are done again")
         except BaseException:

@@ -1,6 +1,7 @@
 """The record of one pipeline run: which stage calls it made and what became of each; everything else is derived."""
 
 import secrets
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -92,6 +93,14 @@ def find_run(store: Store, name: str = "") -> RunRecord:
         return (exact or matches)[0]
     found = "no run" if not matches else f"{len(matches)} runs"
     raise ValueError(f"{found} in {store.home} start with {name!r}. The latest are: {_latest(runs)}.")
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by the names that `--set` takes: {"dpo": {"beta": 0.1}} -> {"dpo.beta": 0.1}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return flat
 
 
 def artifact_of(store: Store, run: str, label: str) -> Artifact:

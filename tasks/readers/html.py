@@ -2,7 +2,7 @@
 
 `fast` is resiliparse, 500-680 pages/s a core; `precise` is trafilatura, 51-76 pages/s. F1 on 181 pages of all kinds
 (scrapinghub's benchmark): .916 and .962; on 44 pages that are articles (Mozilla's readability): .960 and .923, where
-trafilatura loses short ones. On news and blogs `fast` is the better one too.
+trafilatura loses short ones.
 """
 
 from collections.abc import Iterator

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 
 from tasks.plots import stage_plots
 from tasks.progress import console
-from tasks.runs import RunRecord
+from tasks.runs import RunRecord, flatten
 from tasks.stage import Outcome
 from tasks.store import Store
 from tasks.track.connection import Connection
@@ -79,7 +79,7 @@ def start_parent(connection: Connection, record: RunRecord) -> str:
         run_name=record.run_id,
     )
     run_id = str(run.info.run_id)
-    send(connection, run_id, params=flatten(recipe))
+    send(connection, run_id, params=parameters(recipe))
     sources = [dataset(name, str(recipe.get(name, name)), digest) for name, digest in record.sources.items()]
     if sources:
         client.log_inputs(run_id, datasets=sources)
@@ -97,15 +97,9 @@ def git_commit() -> str:
     return found.stdout.strip() if found.returncode == 0 else ""
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+def parameters(values: Mapping[str, Any]) -> dict[str, str]:
     """{"dpo": {"beta": 0.1}} -> {"dpo.beta": "0.1"}."""
-    flat: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = value if isinstance(value, str) else json.dumps(value)
-    return flat
+    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flatten(values).items()}
 
 
 def dataset(role: str, source: str, digest: str) -> DatasetInput:
@@ -220,7 +214,7 @@ def deliver_nested(connection: Connection, run_id: str, outcome: Outcome, points
         connection,
         run_id,
         [*missing, *_final_metrics(outcome, points, "", timestamp)],
-        flatten(manifest.config),
+        parameters(manifest.config),
         {"digest": manifest.digest, "key": manifest.key, "code_digest": manifest.code_digest, **manifest.environment},
     )
     inputs = [dataset(name, f"bessemer:{digest}", digest) for name, digest in manifest.inputs.items()]

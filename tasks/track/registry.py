@@ -86,7 +86,7 @@ def _create_version(connection: Connection, record: RunRecord, outcome: Outcome,
         name=ALIASES[outcome.label],
         source_run_id=source_run,
         tags=tags,
-        params=delivery.flatten(outcome.manifest.config),
+        params=delivery.parameters(outcome.manifest.config),
         model_type="chat",
     )
     with tempfile.TemporaryDirectory(dir=_scratch(outcome)) as folder:
