@@ -9,46 +9,35 @@ of CPU time on one core, so that a loaded machine disturbs little; peers and our
 # ruff: noqa: E402 (threads are limited before numpy and its like are loaded)
 
 import argparse
-import json
-import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
-import venv
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
 
 for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM", "POLARS_MAX_THREADS"):
     os.environ[variable] = "false" if variable.startswith("TOKENIZERS") else "1"
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from benchmarks.data_corpus import Planted, documents_artifact, plant, real_texts, write_jsonl
+from benchmarks.child import in_child
+from benchmarks.data_bench import Bench
+from benchmarks.data_corpus import documents_artifact, plant, write_jsonl
+from benchmarks.data_dedup import dedup_quality, labelled_pairs
 from benchmarks.data_html import html_quality
-from benchmarks.data_pipeline import all_kept, ours_from_jsonl, train_tokenizer
+from benchmarks.data_pipeline import ours_from_jsonl, train_tokenizer
 from benchmarks.report import Figure, conclude
-from model.minhash import band_keys, jaccard, signatures
-from model.words import Ragged, shingles
+from model.minhash import signatures
 from tasks.dedup import DedupConfig, dedup
-from tasks.documents import attribute_shards
 from tasks.execution import Execution
 from tasks.filter import PUBLISHED, RULES, FilterConfig, filter, reasons
-from tasks.stage import Artifact, build, obtain
+from tasks.stage import Artifact, obtain
 
-PEERS = Path(__file__).parent / "peers"
-PACKAGES = {
-    "sketches": ("datasketch>=2", "rensa>=0.5"),
-    "datatrove": ("datatrove[processing]>=0.10", "spacy", "nltk", "orjson"),
-}
-T = TypeVar("T")
 PIPELINE_WARM_UP = 200
 INCREMENT_REPEATS = 3
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -65,39 +54,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "min_line_punctuation_share", "max_short_line_share", "max_fineweb_duplicate_share", "max_newlines_per_word",
     ),
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What every measurement needs: where to work, which text, and how much of it (1 for --quick, else more)."""
-
-    folder: Path
-    peers: Path
-    corpus: str
-    size: int
-
-    def texts(self, count: int, characters: int = 3300) -> list[str]:
-        """Real documents of about this length."""
-        return real_texts(self.corpus, self.folder, characters, count)
-
-    def peer(self, environment: str, script: str, *arguments: str) -> Any:
-        """Run a peer's script in its environment; returns the JSON that it wrote."""
-        python = _environment(self.peers / environment, PACKAGES[environment])
-        result = self.folder / f"{script}.json"
-        command = [str(python), str(PEERS / script), *arguments, str(result)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-        return json.loads(result.read_text())
-
-
-def _environment(folder: Path, packages: Sequence[str]) -> Path:
-    python = folder / "bin" / "python"
-    if not (folder / "complete").exists():
-        venv.create(folder, with_pip=True, clear=True)
-        subprocess.run([str(python), "-m", "pip", "install", "-q", *packages], check=True)
-        (folder / "complete").touch()
-    return python
 
 
 def best_rate(function: Callable[[], object], documents: int, repeats: int = 3) -> float:
@@ -202,77 +158,6 @@ def pipeline_speed(bench: Bench) -> list[Figure]:
           f"{after['cpu_seconds']:.2f} s, by stage { {name: round(value, 2) for name, value in slower.items()} }"
     )  # fmt: skip
     return [Figure("JSON lines to tokens over datatrove", ours / theirs, 60, unit="x")]
-
-
-def in_child(function: Callable[..., T], *arguments: object) -> T:
-    """Call in a fresh process, so that its start, imports and memory are its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
-
-
-def dedup_quality(bench: Bench) -> list[Figure]:
-    """Show 4: recall and precision against exact Jaccard, and the labelled near-duplicates where they are given."""
-    planted = plant(bench.texts(8_000 * bench.size, characters=1200 if bench.size > 1 else 3300), 0.3, seed=1)
-    documents = documents_artifact(planted.texts, bench.folder / "quality", shards=4)
-    done = run_dedup(documents, bench.folder / "quality-home")
-    dropped = {row["dropped"]: row for row in pq.read_table(done.path / "pairs.parquet").to_pylist()}
-    ids = [name for shard in attribute_shards(done) for name in pq.read_table(shard)["doc_id"].to_pylist()]
-    number = {name: n for n, name in enumerate(ids)}
-    sets = shingles(pa.array(planted.texts, pa.large_string()), 5)
-    truth = true_pairs(planted, sets)
-    similar = [(a, b) for (a, b), value in truth.items() if value >= 0.8]
-    found = sum(ids[a] in dropped or ids[b] in dropped for a, b in similar)
-    checked = [jaccard(sets[number[row["dropped"]]], sets[number[row["kept"]]]) for row in dropped.values()]
-    print(f"dedup quality on {len(ids):,} documents: {len(similar):,} pairs with J >= 0.8, {len(dropped):,} dropped")
-    return [
-        Figure("dedup recall at J >= 0.8", found / len(similar), 0.97),
-        Figure("dedup precision at J >= 0.7", float(np.mean(np.array(checked) >= 0.7)), 0.97),
-    ]
-
-
-def true_pairs(planted: Planted, sets: Ragged) -> dict[tuple[int, int], float]:
-    """Exact Jaccard of the planted pairs and of all that a very liberal LSH (64 bands of 4) finds."""
-    signature = signatures(pa.array(planted.texts, pa.large_string()), 5, 256, 99)
-    pairs = set(planted.pairs)
-    for keys in band_keys(signature, 64, 4):
-        order = np.argsort(keys, kind="stable")
-        borders = np.flatnonzero(np.diff(keys[order])) + 1
-        for bucket in np.split(order, borders):
-            if 1 < len(bucket) <= 50:
-                rows = sorted(bucket.tolist())
-                pairs.update((a, b) for i, a in enumerate(rows) for b in rows[i + 1 :])
-    return {(a, b): jaccard(sets[a], sets[b]) for a, b in pairs}
-
-
-def labelled_pairs(bench: Bench) -> list[Figure]:
-    """Show 4, second half: plagiarised news with known pairs, if the files lie beside the corpus."""
-    found = expected = false = 0
-    for path in sorted((Path(bench.corpus).parent / "near_duplicates").glob("*.train")):
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        names, texts = zip(*(line.split(" ", 1) for line in lines))
-        truth = {frozenset(line.split()) for line in path.with_suffix(".truth").read_text().splitlines()}
-        documents = documents_artifact(texts, bench.folder / path.stem, shards=2)
-        done = run_dedup(documents, bench.folder / f"{path.stem}-home")
-        ids = [name for shard in attribute_shards(done) for name in pq.read_table(shard)["doc_id"].to_pylist()]
-        label = dict(zip(ids, names))
-        pairs = pq.read_table(done.path / "pairs.parquet").to_pylist()
-        ours = {frozenset((label[row["dropped"]], label[row["kept"]])) for row in pairs}
-        found, expected, false = found + len(ours & truth), expected + len(truth), false + len(ours - truth)
-    if not expected:
-        print("no labelled near-duplicates beside the corpus: not measured")
-        return []
-    return [
-        Figure("labelled near-duplicates found", found / expected, 1.0),
-        Figure("labelled near-duplicates, false", false, 0, better="lower"),
-    ]
-
-
-def run_dedup(documents: Artifact, home: Path) -> Artifact:
-    """Dedup with its defaults, on one worker."""
-    everything = all_kept(documents, home / "everything")
-    return build(
-        dedup, DedupConfig(), {"documents": documents, "filtered": everything}, Execution(home=home, workers=1)
-    )
 
 
 def increments(bench: Bench) -> list[Figure]:

@@ -10,11 +10,9 @@ its worst case for size: every document is kept and every bucket is new.
 # ruff: noqa: E402 (threads are limited before numpy and its like are loaded)
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS"):
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.child import in_child
 from benchmarks.data_corpus import plant, real_texts, write_jsonl
 from benchmarks.data_pipeline import all_kept, cpu_seconds, train_tokenizer
 from benchmarks.report import Figure, conclude
@@ -61,12 +60,6 @@ def peak_bytes() -> int:
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024
     raise ValueError("/proc/self/status has no VmHWM: this benchmark needs Linux.")
-
-
-def in_child(function: Callable[..., Any], *arguments: object) -> Any:
-    """Call in a fresh process, so that its memory and first calls are its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
 
 
 def run_stage(name: str, config: Any, inputs: dict[str, Any], home: Path, documents: int) -> tuple[Artifact, Cost]:

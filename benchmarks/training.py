@@ -11,15 +11,13 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 # One thread: before torch is imported, by this process and by those it starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
+from benchmarks.child import in_child
 from benchmarks.peers.nanochat_gpt import Nanochat, NanochatShape, NanochatTuning, check_nanochat
 from benchmarks.report import Figure, conclude
 from benchmarks.training_quality import Ours, Outcome, our_config, train_for
@@ -116,12 +114,6 @@ def train_nanochat(bench: Bench, tuning: NanochatTuning, seconds: float) -> Outc
     cfg = our_config()
     side = Nanochat(bench.nanochat, NanochatShape(VOCABULARY, cfg.num_layers, cfg.hidden_size), tuning)
     return train_for(side, token_streams(bench.corpus, bench.left_out, VOCABULARY, bench.folder), seconds)
-
-
-def in_child(train: Callable[..., Outcome], *arguments: object) -> Outcome:
-    """Train in a fresh process, so that no side inherits another's memory or settings."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        return pool.submit(train, *arguments).result()
 
 
 MEASUREMENTS = {"speed": speed, "peak": peak, "quality": quality, "ablation": ablation}
