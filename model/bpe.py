@@ -3,52 +3,32 @@
 Words repeat (Zipf), so each distinct piece of a column is merged once and then found again in a hash table whose
 entries point at its first occurrence in the text and at the ids written for it there: nothing is stored twice. Text is
 read from Arrow's buffers and ids are written to one array, so no Python object is made for a document or a token. What
-this file does not cut by its own tables (code points that Python's Unicode does not assign, pieces of more than 256
+model/pieces.py does not cut (code points that Python's Unicode does not assign, pieces of more than 256
 bytes) is marked, and the caller gives those texts to tiktoken.
 """
 
-import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from model.jit import bare_helper, kernel
-from model.words import Ragged, buffers_of, mix, utf8_code_point, utf8_width
+from model.pieces import classify, piece_classes, piece_end
+from model.words import Ragged, buffers_of, mix
 
 U8 = NDArray[np.uint8]
 U32 = NDArray[np.uint32]
 U64 = NDArray[np.uint64]
 I64 = NDArray[np.int64]
 
-OTHER, LETTER, NUMBER, SPACE, NEWLINE, UNKNOWN = 0, 1, 2, 3, 4, 5
 LONGEST_PIECE = 256
-_WHITE_SPACE = (0x9, 0xB, 0xC, 0x20, 0x85, 0xA0, 0x1680, *range(0x2000, 0x200B), 0x2028, 0x2029, 0x202F, 0x205F, 0x3000)
-_ASSIGNED_END = 0x33480
-"""Above lie variation selectors and private use only (as of Unicode 16): left to tiktoken."""
-_KINDS = {"L": LETTER, "N": NUMBER}
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _HALF, _LOW = np.uint64(16), np.uint64(0xFFFF)
 _LONG = np.uint64(8 << 56)
 _ABSENT = np.uint32(0xFFFFFFFF)
 _MOST_CACHED = 1 << 21
-
-
-@cache
-def piece_classes() -> U8:
-    """What the pattern of Qwen2 tells apart: \\p{L}, \\p{N}, \\s and [\\r\\n], for each code point. (0x110000,)"""
-    classes = np.full(0x110000, UNKNOWN, np.uint8)
-    for point in range(_ASSIGNED_END):
-        category = unicodedata.category(chr(point))
-        if category != "Cn":
-            classes[point] = _KINDS.get(category[0], OTHER)
-    classes[list(_WHITE_SPACE)] = SPACE
-    classes[[0xA, 0xD]] = NEWLINE
-    classes.flags.writeable = False
-    return classes
 
 
 @dataclass(frozen=True)
@@ -197,95 +177,6 @@ def _fill_tables(data: U8, offsets: I64, ids: U32, by_hash: NDArray[np.int32], p
                 slot = _pair_slot(pairs, pair)
                 pairs[slot] = pair
                 merged[slot] = ids[token]
-
-
-@bare_helper
-def _classify(text: U8, classes: U8, kinds: U8, last_eight: U64) -> None:
-    """Write the class of each byte's code point, and one more that ends every run; and the 8 bytes up to each byte.
-
-    Asking for classes byte by byte afterwards makes the loops over runs 7 times as fast as decoding in them.
-    """
-    kind = np.uint8(0)
-    value = np.uint64(0)
-    for i in range(len(text)):
-        byte = text[i]
-        value = (value << np.uint64(8)) | np.uint64(byte)
-        last_eight[i] = value
-        if byte < 0x80:
-            kind = classes[byte]
-        elif byte >= 0xC0:
-            kind = classes[utf8_code_point(text, i, utf8_width(byte))]
-        kinds[i] = kind
-    kinds[len(text)] = 255
-
-
-@bare_helper
-def _contraction(text: U8, i: int) -> int:
-    """Bytes of `'s 't 're 've 'm 'll 'd` at text[i], any case (of which the long s is one of s), or 0."""
-    if i + 1 >= len(text):
-        return 0
-    first = text[i + 1] | 0x20
-    if first == 115 or first == 116 or first == 109 or first == 100:  # s t m d
-        return 2
-    if i + 2 >= len(text):
-        return 0
-    if text[i + 1] == 0xC5 and text[i + 2] == 0xBF:
-        return 3
-    second = text[i + 2] | 0x20
-    if ((first == 114 or first == 118) and second == 101) or (first == 108 and second == 108):
-        return 3
-    return 0
-
-
-@bare_helper
-def _white_end(text: U8, kinds: U8, i: int) -> int:
-    """End of the piece of white space at i: `\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+`."""
-    place = after_newline = i
-    while kinds[place] == 3 or kinds[place] == 4:
-        place += 1
-        if kinds[place - 1] == 4:
-            after_newline = place
-    if after_newline > i:
-        return after_newline
-    if place == len(text):
-        return place
-    last = place - 1
-    while text[last] & 0xC0 == 0x80:
-        last -= 1
-    return last if last > i else place
-
-
-@bare_helper
-def piece_end(text: U8, kinds: U8, i: int) -> int:
-    """End of the piece that begins at i, by Qwen2's pattern; -1 at a code point of unknown class."""
-    kind = kinds[i]
-    if kind == 1:
-        while kinds[i] == 1:
-            i += 1
-        return i
-    following = i + 1
-    while following < len(text) and text[following] & 0xC0 == 0x80:
-        following += 1
-    if kind == 2:
-        return following
-    if kind == 5:
-        return -1
-    if text[i] == 39:
-        length = _contraction(text, i)
-        if length:
-            return i + length
-    after = kinds[following]
-    if after == 1 and kind != 4:
-        while kinds[following] == 1:
-            following += 1
-        return following
-    if kind == 0 or (text[i] == 32 and after == 0):
-        while kinds[following] == 0:
-            following += 1
-        while kinds[following] == 4:
-            following += 1
-        return following
-    return _white_end(text, kinds, i)
 
 
 @bare_helper
@@ -439,7 +330,7 @@ def _encode_kernel(
     written = 0
     for row in range(len(offsets) - 1):
         text = data[offsets[row] : offsets[row + 1]]
-        _classify(text, classes, kinds, last_eight)
+        classify(text, classes, kinds, last_eight)
         written = _encode_text(
             data, offsets[row], text, kinds, last_eight, tokens, token_offsets, token_ids, by_hash, pairs, merged,
             single, ranks, slots, out, written,
