@@ -1,14 +1,17 @@
 """Tracking: what a run leaves in MLflow, and that MLflow's absence never costs a run anything."""
 
 import contextlib
+import hashlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +26,8 @@ from tasks.execution import Execution
 from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
 from tasks.stage import Outcome, Stage, StageConfig, obtain
 from tasks.store import Store, now_utc
-from tasks.track import Tracker, Untracked, open_tracker
-from tasks.track.connection import local_tracking_uri
+from tasks.track import Tracker, Untracked, delivery, open_tracker
+from tasks.track.connection import Connection, connect, local_tracking_uri
 from tasks.track.registry import EXAMPLE
 from tests.inference_helpers import make_model, random_model
 from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
@@ -351,3 +354,28 @@ def test_importing_the_tracker_protocol_does_not_import_mlflow() -> None:
     if "ModuleNotFoundError" in found.stderr and "flows" in found.stderr:
         pytest.skip("stages are missing")
     assert json.loads(found.stdout) is False, found.stderr
+
+
+def digest_of(number: int) -> str:
+    return hashlib.sha256(str(number).encode()).hexdigest()
+
+
+def test_runs_that_begin_at_once_may_name_the_same_data_sets(execution: Execution) -> None:
+    """Each from a client of its own, again and again: MLflow lets only one of them add a data set."""
+    runs = 4
+    connections = [connect(execution) for _ in range(runs)]
+    client = connections[0].client
+    experiment = client.create_experiment("together")
+    gate = threading.Barrier(runs)
+
+    def begin(connection: Connection, number: int) -> list[tuple[str, str]]:
+        run_id = connection.client.create_run(experiment).info.run_id
+        gate.wait()
+        delivery.log_datasets(connection, run_id, [delivery.dataset("corpus", "here", digest_of(number))])
+        inputs = connection.client.get_run(run_id).inputs.dataset_inputs
+        return [(found.dataset.name, found.dataset.digest) for found in inputs]
+
+    for number in range(5):
+        with ThreadPoolExecutor(runs) as pool:
+            told = list(pool.map(begin, connections, [number] * runs))
+        assert told == [[("corpus", digest_of(number)[:36])]] * runs

@@ -27,6 +27,7 @@ PARENT_CURVE_POINTS = 200
 MAX_METRICS_PER_BATCH = 1000
 MAX_PARAMS_PER_BATCH = 100
 MAX_DATASET_DIGEST = 36
+DATASET_ATTEMPTS = 5
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 Point = dict[str, float]
@@ -81,8 +82,7 @@ def start_parent(connection: Connection, record: RunRecord) -> str:
     run_id = str(run.info.run_id)
     send(connection, run_id, params=parameters(recipe))
     sources = [dataset(name, str(recipe.get(name, name)), digest) for name, digest in record.sources.items()]
-    if sources:
-        client.log_inputs(run_id, datasets=sources)
+    log_datasets(connection, run_id, sources)
     return run_id
 
 
@@ -107,6 +107,21 @@ def dataset(role: str, source: str, digest: str) -> DatasetInput:
     description = json.dumps({"uri": source})
     entity = Dataset(role, digest[:MAX_DATASET_DIGEST], "local", description)
     return DatasetInput(entity, [InputTag("mlflow.data.context", role), InputTag("sha256", digest)])
+
+
+def log_datasets(connection: Connection, run_id: str, datasets: list[DatasetInput]) -> None:
+    """Tie data sets to a run.
+
+    MLflow 3.17 looks whether it knows a data set and then adds it: of two runs that do so at once, one is refused by
+    the database. What it was to add is there then, so it is asked again.
+    """
+    for attempt in range(DATASET_ATTEMPTS if datasets else 0):
+        try:
+            connection.client.log_inputs(run_id, datasets=datasets)
+            return
+        except MlflowException:
+            if attempt + 1 == DATASET_ATTEMPTS:
+                raise
 
 
 def start_nested(connection: Connection, record: RunRecord, label: str, started_ms: int) -> str:
@@ -218,8 +233,7 @@ def deliver_nested(connection: Connection, run_id: str, outcome: Outcome, points
         {"digest": manifest.digest, "key": manifest.key, "code_digest": manifest.code_digest, **manifest.environment},
     )
     inputs = [dataset(name, f"bessemer:{digest}", digest) for name, digest in manifest.inputs.items()]
-    if inputs:
-        client.log_inputs(run_id, datasets=inputs)
+    log_datasets(connection, run_id, inputs)
     client.set_terminated(run_id, "FINISHED", timestamp)
 
 
