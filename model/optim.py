@@ -32,6 +32,7 @@ class OptimizerSettings:
     weight_decay: float = 0.0  # of matrices, decoupled
     momentum: float = 0.95
     newton_schulz_steps: int = 5
+    newton_schulz_precision: Literal["bf16", "fp32"] = "bf16"
     beta1: float = 0.9
     beta2: float = 0.95
     epsilon: float = 1e-10
@@ -65,7 +66,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     if settings.kind == "adamw":
         return torch.optim.AdamW(groups, betas=betas, eps=settings.epsilon, fused=True)
     return Muon(
-        groups, momentum=settings.momentum, ns_steps=settings.newton_schulz_steps, betas=betas, eps=settings.epsilon
+        groups,
+        momentum=settings.momentum,
+        ns_steps=settings.newton_schulz_steps,
+        ns_dtype=torch.bfloat16 if settings.newton_schulz_precision == "bf16" else torch.float32,
+        betas=betas,
+        eps=settings.epsilon,
     )
 
 
@@ -92,6 +98,7 @@ class Muon(torch.optim.Optimizer):
         *,
         momentum: float = 0.95,
         ns_steps: int = 5,
+        ns_dtype: torch.dtype = torch.bfloat16,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-10,
     ) -> None:
@@ -104,6 +111,7 @@ class Muon(torch.optim.Optimizer):
             "eps": eps,
         }
         super().__init__(groups, defaults)
+        self._ns_dtype = ns_dtype  # not in the groups: a checkpoint must not bring its own
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -134,11 +142,11 @@ class Muon(torch.optim.Optimizer):
         lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         if isinstance(update, DTensor):  # one gather; every rank orthogonalises the same whole, and keeps its part
-            whole = orthogonalize(update.full_tensor(), group["ns_steps"])
+            whole = orthogonalize(update.full_tensor(), group["ns_steps"], self._ns_dtype)
             replicated = DTensor.from_local(whole, update.device_mesh, [Replicate()] * update.device_mesh.ndim)
             parameter.add_(replicated.redistribute(placements=update.placements), alpha=-lr)
         else:
-            parameter.add_(orthogonalize(update, group["ns_steps"]), alpha=-lr)
+            parameter.add_(orthogonalize(update, group["ns_steps"], self._ns_dtype), alpha=-lr)
 
     def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -166,13 +174,17 @@ class Muon(torch.optim.Optimizer):
         )
 
 
-def orthogonalize(matrix: Tensor, steps: int) -> Tensor:
-    """About U Vᵀ of `matrix` = U S Vᵀ by Newton-Schulz steps in bf16; singular values end between 0.7 and 1.2."""
+def orthogonalize(matrix: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """About U Vᵀ of `matrix` = U S Vᵀ by Newton-Schulz steps; singular values end between 0.7 and 1.2.
+
+    In bf16 an input that differs in its last fp32 bit gives the same result or, where one element rounds the other
+    way, one that is 1 % away; in fp32 the difference stays at 1e-6.
+    """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
     # Norms by row first: a sum over all elements would depend on the number of threads.
     norm = torch.linalg.vector_norm(torch.linalg.vector_norm(wide.float(), dim=1), dim=0)
-    x: Tensor = (wide / norm.clamp(min=1e-7)).bfloat16()
+    x: Tensor = (wide / norm.clamp(min=1e-7)).to(dtype)
     for _ in range(steps):
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

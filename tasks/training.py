@@ -29,7 +29,9 @@ class TrainingConfig(StageConfig):
     """How the optimizer goes about it; the defaults are those of pretraining."""
 
     seed: int = Field(0, ge=0, le=2**31, description="Seed of weights and of the order of the data.")
-    precision: Literal["bf16", "fp32"] = Field("bf16", description="Arithmetic of the model; weights are kept in fp32.")
+    precision: Literal["bf16", "fp32"] = Field(
+        "bf16", description="Arithmetic of the model and of Muon; weights are kept in fp32."
+    )
     optimizer: Literal["muon", "adamw"] = Field("muon", description="Muon for the matrices, or AdamW for everything.")
     matrix_learning_rate: float = Field(0.02, gt=0, le=10, description="Peak learning rate of Muon.")
     learning_rate: float = Field(3e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
@@ -93,6 +95,7 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
         embedding_learning_rate=cfg.embedding_learning_rate,
         head_learning_rate=cfg.head_learning_rate,
         weight_decay=cfg.weight_decay,
+        newton_schulz_precision=cfg.precision,
     )
     placement = Placement(
         execution.device, execution.processes, execution.strategy, execution.threads, execution.micro_batch_tokens

@@ -24,6 +24,10 @@ from tasks.store import Store
 from tests.training_helpers import VOCAB_SIZE, killed_pretrain, make_tokenizer, make_tokens, tiny_pretrain
 
 Inputs = dict[str, Artifact]
+STARTED_S = 600.0  # a hang, not slowness: DeepSpeed compiles at its first start, and two cores may be busy
+# What two processes may differ from one by, in fp32: seen were 1.2e-6 nats of 6, two units in the last place, and
+# 2e-8 of a gradient's norm, over 40 steps.
+LOSS_NATS, NORM_SHARE = 4e-6, 3e-7
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,7 @@ def start(inputs: Inputs, home: Path, processes: int = 1, strategy: str = "ddp")
 
 def kill_after_checkpoint(process: subprocess.Popen[bytes], home: Path, step: int) -> None:
     """kill -9 once the checkpoint before `step`, or a later one, is there."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + STARTED_S
     while True:
         steps = [int(p.stem.removeprefix("step")) for p in home.glob("scratch/**/checkpoints/step*.pt")]
         if max(steps, default=-1) >= step:
@@ -135,6 +139,16 @@ def finish(inputs: Inputs, home: Path) -> str:
     """Run in this process to the end, from where a killed one stopped; the model's digest."""
     execution = Execution(home=home, threads=1)
     return obtain(pretrain, killed_pretrain(), inputs, execution).artifact.digest
+
+
+def assert_same_but_for_rounding(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
+    """Compare every figure of every step."""
+    assert [p["step"] for p in one] == [p["step"] for p in other]
+    for a, b in zip(one, other):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            allowed = NORM_SHARE * value if name == "grad_norm" else LOSS_NATS
+            assert b[name] == pytest.approx(value, rel=0, abs=allowed), f"{name} of step {a['step']}"
 
 
 def test_killed_at_five_steps_it_ends_with_the_same_bits(inputs: Inputs, tmp_path: Path) -> None:
@@ -160,9 +174,7 @@ def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path, strate
     kill_after_checkpoint(start(inputs, tmp_path / "cut", 2, strategy), tmp_path / "cut", 20)
     finish(inputs, tmp_path / "cut")
     whole, cut = full_curve(tmp_path / "whole"), full_curve(tmp_path / "cut")
-    assert [p["step"] for p in cut] == [p["step"] for p in whole]
-    for a, b in zip(whole, cut):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3)
+    assert_same_but_for_rounding(whole, cut)
 
 
 @pytest.mark.slow
@@ -174,11 +186,7 @@ def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, str
     one = Execution(home=tmp_path / "one", threads=1)
     two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
     a, b = curve(obtain(pretrain, cfg, inputs, one), one), curve(obtain(pretrain, cfg, inputs, two), two)
-    assert len(a) == len(b)
-    for p, q in zip(a, b):
-        assert p.keys() == q.keys() and p["step"] == q["step"]
-        assert [q[k] for k in p] == pytest.approx([p[k] for k in p], rel=1e-3, abs=1e-5)
-    assert abs(a[-1]["val_loss"] - b[-1]["val_loss"]) < 1e-4
+    assert_same_but_for_rounding(a, b)
 
 
 @pytest.mark.slow
