@@ -33,6 +33,7 @@ _ROPE_FIELDS = {  # what transformers expects of each type; it warns of any othe
     "linear": ("factor",),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
     "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"),
+    "dynamic": ("factor",),  # it starts beyond max_position_embeddings
 }
 
 
@@ -144,4 +145,6 @@ def _rope_from_hf(hf: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     if unknown:
         raise ValueError(f"config.json: rope_parameters of type {kind!r} has {unknown}, which this model ignores.")
     values = {_ROPE_NAMES[name]: found[name] for name in _ROPE_FIELDS[kind] if found.get(name) is not None}
+    if kind == "dynamic":
+        values["original_context_length"] = _integer(hf, "max_position_embeddings")
     return theta, RopeScaling(kind=cast(RopeKind, kind), **values)

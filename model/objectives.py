@@ -91,13 +91,17 @@ def sequence_log_probs(transformer: Transformer, hidden: Tensor, batch: dict[str
     return by_token.new_zeros(count + 1).index_add(0, padded, by_token)[:count]
 
 
-@torch.no_grad()
 def count_correct(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """How many labels are the likeliest token: scalar."""
+    return likeliest(hidden, weight, labels).sum().float()
+
+
+@torch.no_grad()
+def likeliest(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is the token that greedy decoding would take: bool, shape of `labels`, False where ignored."""
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
-    kept = (targets != IGNORED).nonzero()[:, 0]
-    parts = [
-        ((rows[index] @ weight.to(rows.dtype).T).argmax(-1) == targets[index]).sum()
-        for index in torch.split(kept, CHUNK_POSITIONS)
-    ]
-    return torch.stack(parts).sum().float() if parts else rows.new_zeros((), dtype=torch.float32)
+    found = torch.zeros_like(targets, dtype=torch.bool)
+    head = weight.to(rows.dtype).T
+    for index in torch.split((targets != IGNORED).nonzero()[:, 0], CHUNK_POSITIONS):
+        found[index] = (rows[index] @ head).argmax(-1) == targets[index]
+    return found.view(labels.shape)

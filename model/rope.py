@@ -10,11 +10,22 @@ from torch import Tensor
 from model.shape import RopeScaling
 
 
+def _dynamic_base(head_dim: int, theta: float, scaling: RopeScaling, length: int) -> Tensor:
+    """The base at which the slowest pair spans a text of `length` (NTK-aware scaling), in fp32 as transformers."""
+    longest = torch.tensor(max(length, scaling.original_context_length))
+    stretch = scaling.factor * longest / scaling.original_context_length - (scaling.factor - 1)
+    return theta * stretch ** (head_dim / (head_dim - 2))
+
+
 @lru_cache(maxsize=32)
-def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling) -> Tensor:
-    """Angle in radians per position for each pair of dimensions, on the CPU: (head_dim / 2,)."""
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling, length: int = 0) -> Tensor:
+    """Angle in radians per position for each pair of dimensions, on the CPU: (head_dim / 2,).
+
+    `length` is that of the text, which only `dynamic` looks at; 0: one that fits the context.
+    """
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
-    frequencies = 1.0 / (theta**exponents)
+    base = _dynamic_base(head_dim, theta, scaling, length) if scaling.kind == "dynamic" else theta
+    frequencies = 1.0 / (base**exponents)
     if scaling.kind == "linear":
         return frequencies / scaling.factor
     if scaling.kind == "llama3":
@@ -66,8 +77,13 @@ class Rotation:
 def rotation(
     position_ids: Tensor, head_dim: int, theta: float, scaling: RopeScaling, dtype: torch.dtype = torch.float32
 ) -> Rotation:
-    """The rotation at `position_ids`: (batch or 1, seq); computed in fp32, then cast to `dtype`."""
-    frequencies = rope_frequencies(head_dim, theta, scaling).to(position_ids.device)
+    """The rotation at `position_ids`: (batch or 1, seq); computed in fp32, then cast to `dtype`.
+
+    `dynamic` follows the longest of these texts; transformers follows the longest since a short one.
+    """
+    # Only `dynamic` depends on the data, which would otherwise have to come from the device.
+    length = int(position_ids.max()) + 1 if scaling.kind == "dynamic" else 0
+    frequencies = rope_frequencies(head_dim, theta, scaling, length).to(position_ids.device)
     angles = position_ids[..., None].float() * frequencies
     scale = attention_scale(scaling)
     return Rotation((angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype))

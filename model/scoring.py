@@ -12,7 +12,7 @@ from torch import Tensor
 
 from model.data import Batch, Sequences, best_fit, join_sequences, lay_out
 from model.losses import IGNORED
-from model.objectives import sequence_log_probs
+from model.objectives import likeliest, sequence_log_probs
 from model.transformer import Transformer
 
 Floats = NDArray[np.float64]
@@ -78,6 +78,31 @@ def sequence_scores(
         found[indices] = sequence_log_probs(model, _hidden(model, tensors), tensors).double().cpu().numpy()
         done(int((batch.labels != IGNORED).sum()))
     return found
+
+
+@dataclass(frozen=True)
+class AnswerScores:
+    """How a model takes to given continuations: their log-probabilities in nats, and whether greedy decoding would
+    write each of them; both (sequences,)."""
+
+    log_probs: Floats
+    greedy: NDArray[np.bool_]
+
+
+@torch.inference_mode()
+def answer_scores(model: Transformer, sequences: Sequences, length: int, tokens_at_once: int) -> AnswerScores:
+    """`sequence_scores`, and for each sequence whether every learnt token is the likeliest at its place."""
+    device = model.model.norm.weight.device
+    found = np.zeros(len(sequences), dtype=np.float64)
+    hits = np.zeros(len(sequences), dtype=np.int64)
+    for batch, indices in _batches(sequences, length, tokens_at_once):
+        tensors = batch.tensors(device)
+        tensors["label_counts"] = torch.empty(len(indices))
+        hidden = _hidden(model, tensors)
+        found[indices] = sequence_log_probs(model, hidden, tensors).double().cpu().numpy()
+        owners = tensors["sequence_ids"][likeliest(hidden, model.head_weight, tensors["labels"])]
+        hits[indices] = owners.bincount(minlength=len(indices)).cpu().numpy()
+    return AnswerScores(found, hits == sequences.label_counts())
 
 
 def document_nats(windows: Windows, scores: Floats, documents: int) -> Floats:

@@ -7,7 +7,7 @@ from typing import Literal
 QUERY_BLOCK = 128  # queries of one block of attention on a CPU
 CHUNK_LOGITS = 1 << 20  # logits held at a time by the losses: 2-4 MB, which a core's cache still serves
 
-RopeKind = Literal["default", "linear", "llama3", "yarn"]
+RopeKind = Literal["default", "linear", "llama3", "yarn", "dynamic"]
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class RopeScaling:
     """How rotary frequencies are stretched for contexts longer than those trained on.
 
     `default` none; `linear` positions divided by `factor` (arXiv:2306.15595); `llama3` only long wavelengths, with a
-    smooth border (Llama 3.1); `yarn` per dimension by its number of rotations, with a temperature (arXiv:2309.00071).
+    smooth border (Llama 3.1); `yarn` per dimension by its number of rotations, with a temperature (arXiv:2309.00071);
+    `dynamic` none up to the model's own context length, and a longer base the further a text goes beyond it.
     """
 
     kind: RopeKind = "default"
@@ -30,7 +31,7 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.kind != "default" and self.factor < 1.0:
             raise ValueError(f"RoPE scaling '{self.kind}' needs a factor of at least 1, got {self.factor}.")
-        if self.kind in ("llama3", "yarn") and self.original_context_length <= 0:
+        if self.kind in ("llama3", "yarn", "dynamic") and self.original_context_length <= 0:
             raise ValueError(
                 f"RoPE scaling '{self.kind}' needs original_context_length (the length trained on before scaling), "
                 f"got {self.original_context_length}."
@@ -67,5 +68,11 @@ class ModelConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads}).")
+        scaling = self.rope_scaling
+        if scaling.kind == "dynamic" and scaling.original_context_length != self.context_length:
+            raise ValueError(
+                f"Dynamic RoPE scaling starts beyond context_length ({self.context_length}), but its "
+                f"original_context_length is {scaling.original_context_length}: the two must be equal."
+            )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even for rotary embeddings, got {self.head_dim}.")

@@ -248,7 +248,7 @@ def score_questions(
     run: StageRun, cfg: EvaluateConfig, setting: Setting, subject: "Transformer", benchmarks: Source
 ) -> dict[str, float]:
     """Score benchmark questions into `questions.parquet`, a row for each choice; lm-eval's figures by benchmark."""
-    from model.scoring import sequence_scores
+    from model.scoring import answer_scores
     from tasks.questions import encode_questions, question_figures, read_questions
 
     questions = read_questions(benchmarks, cfg.question_format, cfg.questions)
@@ -256,14 +256,15 @@ def score_questions(
         run.say("no record of the benchmark files has choices: they are protected, but not scored")
         return {}
     sequences = encode_questions(setting.tokenizer, questions, setting.window)
-    found = sequence_scores(subject, sequences, setting.window, setting.tokens_at_once)
+    found = answer_scores(subject, sequences, setting.window, setting.tokens_at_once)
     rows = [(q, number) for q in questions for number in range(len(q.choices))]
     columns = {
         "benchmark": [q.benchmark for q, _ in rows],
         "item": [q.item for q, _ in rows],
         "choice": [number for _, number in rows],
         "right": [number == q.answer for q, number in rows],
-        "log_prob": found.round(NATS_DIGITS),
+        "log_prob": found.log_probs.round(NATS_DIGITS),
+        "greedy": found.greedy,
     }
     _write_columns(run.out / "questions.parquet", columns)
     return question_figures(questions, found)

@@ -4,10 +4,11 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
+from model.shape import RopeScaling
 from tasks.launch import TrainingRun, launch
 from tasks.stage import Artifact, StageRun, stage
 from tasks.training import (
@@ -42,6 +43,28 @@ class PretrainConfig(TrainingConfig):
     qk_norm: bool = Field(True, description="Whether queries and keys are normalised; then the export is a Qwen3.")
     tied_embeddings: bool = Field(False, description="Whether input embedding and output matrix are one.")
     rope_theta: float = Field(10_000.0, gt=1, description="Base wavelength of the rotary positions.")
+    rope_scaling: Literal["default", "linear", "llama3", "yarn"] = Field(
+        "default", description="How rotary positions are stretched for a longer context than was trained on before."
+    )
+    rope_scaling_factor: float = Field(1.0, ge=1, le=1024, description="How much longer the context becomes.")
+    rope_original_context_length: int = Field(
+        0, ge=0, le=1_048_576, description="Tokens read before the stretching; 0: context_length / rope_scaling_factor."
+    )
+    rope_low_freq_factor: float = Field(
+        1.0, gt=0, le=1024, description="llama3: turns within the original context, below which a pair is stretched."
+    )
+    rope_high_freq_factor: float = Field(
+        4.0, gt=0, le=1024, description="llama3: turns within the original context, above which a pair stays as it is."
+    )
+    rope_beta_fast: float = Field(
+        32.0, gt=0, le=1024, description="yarn: turns within the original context, above which a pair stays as it is."
+    )
+    rope_beta_slow: float = Field(
+        1.0, gt=0, le=1024, description="yarn: turns within the original context, below which a pair is stretched."
+    )
+    rope_attention_factor: float = Field(
+        0.0, ge=0, le=16, description="yarn: factor on queries and keys; 0: the paper's 0.1 ln(factor) + 1."
+    )
     sequence_length: int = Field(256, ge=8, le=1_048_576, description="Tokens of one training row.")
     initial_sequence_length: int = Field(
         0, ge=0, description="Tokens of a row at the start, doubling up to sequence_length; 0: no ramp."
@@ -78,7 +101,33 @@ class PretrainConfig(TrainingConfig):
             raise ValueError(f"initial_batch_tokens must be a multiple of sequence_length {self.sequence_length}")
         if not self.head_dim and self.hidden_size % self.num_heads:
             raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if (self.rope_scaling == "default") != (self.rope_scaling_factor == 1):
+            raise ValueError(
+                f"rope_scaling {self.rope_scaling!r} and rope_scaling_factor {self.rope_scaling_factor:g} do not go "
+                "together: a factor above 1 needs a kind of scaling (linear, llama3, yarn), and each of them a factor"
+            )
+        rope_scaling(self)
         return self
+
+
+def rope_scaling(cfg: PretrainConfig) -> RopeScaling:
+    """How the config stretches rotary positions.
+
+    Raises:
+        ValueError: values that do not fit together.
+    """
+    if cfg.rope_scaling == "default":
+        return RopeScaling()
+    return RopeScaling(
+        kind=cfg.rope_scaling,
+        factor=cfg.rope_scaling_factor,
+        original_context_length=cfg.rope_original_context_length or int(cfg.context_length / cfg.rope_scaling_factor),
+        low_freq_factor=cfg.rope_low_freq_factor,
+        high_freq_factor=cfg.rope_high_freq_factor,
+        beta_fast=cfg.rope_beta_fast,
+        beta_slow=cfg.rope_beta_slow,
+        attention_factor=cfg.rope_attention_factor,
+    )
 
 
 def model_shape(cfg: PretrainConfig, vocab_size: int) -> "ModelConfig":
@@ -97,6 +146,7 @@ def model_shape(cfg: PretrainConfig, vocab_size: int) -> "ModelConfig":
         rope_theta=cfg.rope_theta,
         qk_norm=cfg.qk_norm,
         tied_embeddings=cfg.tied_embeddings,
+        rope_scaling=rope_scaling(cfg),
     )
 
 

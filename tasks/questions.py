@@ -1,7 +1,8 @@
 """Benchmark questions: the answer that the model finds likeliest against the right one, counted as lm-eval counts.
 
 A record of a benchmark file is a question where it has `choices` (a list of texts) and `answer` (the index of the right
-one, or its text). With a single choice there is no right or wrong: its perplexity is the figure.
+one, or its text). With a single choice, as in lm-eval's tasks of type loglikelihood, the figures are its
+perplexity and whether greedy decoding would write it.
 """
 
 import math
@@ -16,10 +17,8 @@ from tasks.readers.records import Row
 from tasks.source import Source, SourceFile
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from model.data import Sequences
+    from model.scoring import AnswerScores
     from model.tokenizer import Tokenizer
 
 
@@ -96,25 +95,30 @@ def encode_questions(tokenizer: "Tokenizer", questions: Sequence[Question], wind
     return join_sequences(ids, masks)
 
 
-def question_figures(questions: Sequence[Question], log_probs: "NDArray[np.float64]") -> dict[str, float]:
-    """lm-eval's `acc` (likeliest choice), `acc_norm` (likeliest per character) and `perplexity`, by benchmark.
+def question_figures(questions: Sequence[Question], found: "AnswerScores") -> dict[str, float]:
+    """lm-eval's `acc` (likeliest choice), `acc_norm` (likeliest per character) and `perplexity`, by benchmark; of a
+    single choice `acc` is whether greedy decoding would write it.
 
-    log_probs: (questions * choices,) in nats, in the order of `encode_questions`.
+    found: one score for each choice, in the order of `encode_questions`.
     """
     figures: dict[str, float] = {}
-    position = 0
     outcomes: dict[tuple[str, str], list[float]] = {}
+    position = 0
     for question in questions:
-        scores = log_probs[position : position + len(question.choices)].tolist()
-        position += len(scores)
-        if len(scores) == 1:
-            outcomes.setdefault(("perplexity", question.benchmark), []).append(scores[0])
-            continue
-        by_length = [score / len(choice) for score, choice in zip(scores, question.choices)]
-        for name, values in (("acc", scores), ("acc_norm", by_length)):
-            right = values.index(max(values)) == question.answer
-            outcomes.setdefault((name, question.benchmark), []).append(float(right))
-    for (name, benchmark), found in outcomes.items():
-        mean = sum(found) / len(found)
+        here = slice(position, position + len(question.choices))
+        for name, value in _outcome(question, found.log_probs[here].tolist(), bool(found.greedy[position])).items():
+            outcomes.setdefault((name, question.benchmark), []).append(value)
+        position = here.stop
+    for (name, benchmark), values in outcomes.items():
+        mean = sum(values) / len(values)
         figures[f"{name}/{benchmark}"] = math.exp(-mean) if name == "perplexity" else mean
     return figures
+
+
+def _outcome(question: Question, scores: Sequence[float], greedy: bool) -> dict[str, float]:
+    """What one question adds to each figure; `greedy` is of its first choice."""
+    if len(scores) == 1:
+        return {"acc": float(greedy), "perplexity": scores[0]}
+    by_length = [score / len(choice) for score, choice in zip(scores, question.choices)]
+    right = {"acc": scores, "acc_norm": by_length}
+    return {name: float(values.index(max(values)) == question.answer) for name, values in right.items()}

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from model.generate import TorchDecoder, generate
 from model.hf import SpecialIds, from_hf_config, to_hf_config
 from model.rope import RopeScaling, rope_frequencies
 from model.transformer import ModelConfig, Transformer
@@ -21,6 +22,7 @@ SCALINGS = {
     "llama3": RopeScaling("llama3", factor=8.0, original_context_length=32),
     "yarn": RopeScaling("yarn", factor=4.0, original_context_length=32),
     "yarn_tuned": RopeScaling("yarn", 2.0, 32, beta_fast=16.0, beta_slow=2.0, attention_factor=1.3),
+    "dynamic": RopeScaling("dynamic", factor=4.0, original_context_length=128),
 }
 SMALL = ModelConfig(
     vocab_size=67,
@@ -75,15 +77,28 @@ def test_head_dim_need_not_divide_the_width(tmp_path: Path) -> None:
         assert torch.equal(model(ids), export(model, tmp_path)(ids).logits)
 
 
-def test_greedy_tokens_equal_generate(tmp_path: Path) -> None:
-    model = build(replace(SMALL, num_kv_heads=2))
-    ids = torch.arange(10, 15)[None]  # without the padding id, which generate() would mask
-    expected = export(model, tmp_path).generate(ids, max_new_tokens=12, do_sample=False)
+@pytest.mark.parametrize("length", [129, 300])
+def test_dynamic_scaling_beyond_the_context_equals_transformers(length: int, tmp_path: Path) -> None:
+    model = build(replace(SMALL, num_kv_heads=2, rope_scaling=SCALINGS["dynamic"]))
+    ids = torch.randint(67, (2, length), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
-        while ids.shape[1] < expected.shape[1]:
-            ids = torch.cat((ids, model(ids)[:, -1:].argmax(-1)), dim=1)
-    assert ids.shape[1] > 10
-    assert torch.equal(ids, expected)
+        found = model(ids)
+        assert torch.equal(found, export(model, tmp_path)(ids).logits)
+        model.config = replace(model.config, rope_scaling=RopeScaling())
+        assert not torch.allclose(found, model(ids), atol=1e-3)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("tied", [True, False])
+def test_greedy_tokens_equal_generate(kv_heads: int, qk_norm: bool, tied: bool, tmp_path: Path) -> None:
+    model = build(replace(SMALL, num_kv_heads=kv_heads, qk_norm=qk_norm, tied_embeddings=tied))
+    prompt = [10, 11, 12, 13, 14]  # without the padding id, which generate() would mask
+    theirs = export(model, tmp_path)
+    theirs.generation_config.eos_token_id = None  # so that all have as many tokens to agree on
+    expected = theirs.generate(torch.tensor([prompt]), max_new_tokens=40, do_sample=False)[0, len(prompt) :].tolist()
+    assert len(expected) == 40
+    assert generate(TorchDecoder(model), prompt, set(), 40) == expected
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
@@ -120,6 +135,7 @@ def test_config_of_transformers_4_is_read() -> None:
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type is 'longrope'"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale"),
+        ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "alpha": 8.0}}, "alpha"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"vocab_size": None}, "vocab_size must be an integer, found None"),
     ],
@@ -139,6 +155,7 @@ def test_llama_with_an_odd_width_is_refused() -> None:
     [
         ({"kind": "linear", "factor": 0.5}, "factor of at least 1"),
         ({"kind": "yarn", "factor": 2.0}, "original_context_length"),
+        ({"kind": "dynamic", "factor": 2.0}, "original_context_length"),
         ({"kind": "llama3", "factor": 2.0, "original_context_length": 8, "high_freq_factor": 1.0}, "high_freq_factor"),
     ],
 )

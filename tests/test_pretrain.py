@@ -258,6 +258,9 @@ def test_trace_knows_the_steps_of_a_document(inputs: Inputs) -> None:
         ({"initial_batch_tokens": 1024}, "does not reach 512 by doubling"),
         ({"hidden_size": 33}, "not a multiple of num_heads"),
         ({"learning_rate": 0}, "greater than 0"),
+        ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' and rope_scaling_factor 1 do not go together"),
+        ({"rope_scaling_factor": 4}, "rope_scaling 'default' and rope_scaling_factor 4 do not go together"),
+        ({"rope_scaling": "llama3", "rope_scaling_factor": 4, "rope_high_freq_factor": 1}, "high_freq_factor"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -273,6 +276,23 @@ def test_an_empty_split_is_refused(inputs: Inputs, execution: Execution, tmp_pat
     (folder / "validation.bin").write_bytes(b"")
     with pytest.raises(ValueError, match="validation split has no tokens"):
         obtain(pretrain, tiny_pretrain(), {**inputs, "tokens": Artifact("4" * 64, folder)}, execution)
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_a_longer_context_is_trained_and_exported(inputs: Inputs, execution: Execution, kind: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tasks.model_files import load_model
+
+    cfg = tiny_pretrain(steps=2, precision="fp32", context_length=256, rope_scaling=kind, rope_scaling_factor=4)
+    folder = obtain(pretrain, cfg, inputs, execution).artifact.path
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert theirs.config.rope_parameters["rope_type"] == kind and theirs.config.max_position_embeddings == 256
+    if kind != "linear":
+        assert theirs.config.rope_parameters["original_max_position_embeddings"] == 64
+    ids = torch.arange(250)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(folder)(ids), theirs(ids).logits, atol=1e-5, rtol=0)
 
 
 def test_defaults_are_a_model_of_five_million() -> None:

@@ -19,7 +19,7 @@ dataset_path: json
 dataset_kwargs: {{data_files: {{test: {path}}}}}
 test_split: test
 output_type: {output_type}
-doc_to_text: "Question: {{{{question}}}}\\nAnswer:"
+doc_to_text: "{{{{question}}}}"
 doc_to_target: {target}
 {more}
 metadata: {{version: 1.0}}
@@ -29,6 +29,7 @@ metric_list:
   - {metric: acc, aggregation: mean, higher_is_better: true}
   - {metric: acc_norm, aggregation: mean, higher_is_better: true}"""
 LIKELIHOOD = """metric_list:
+  - {metric: acc, aggregation: mean, higher_is_better: true}
   - {metric: perplexity, aggregation: perplexity, higher_is_better: false}"""
 
 
@@ -44,16 +45,21 @@ def test_a_benchmark_is_named_by_its_file_without_endings_in_its_folder() -> Non
 
 
 def write_benchmarks(folder: Path) -> Path:
-    """Which word, of four, goes on a help topic; and how likely the right one is. Some prompts exceed the context."""
+    """Which of four texts goes on a help topic; how likely the right one is; and whether the next word is "the".
+
+    Some prompts exceed the context.
+    """
     folder.mkdir()
     words = [text.split() for text in topics.values() if len(text.split()) > 300][:40]
-    several, single = [], []
+    several, single, next_word = [], [], []
     for number, text in enumerate(words):
         prompt = " ".join(text[: 280 if number % 10 == 0 else 5 + number])
         choices = [" ".join(words[(number + k) % len(words)][50 : 52 + k]) for k in range(4)]
+        next_word.append({"question": prompt, "choices": ["the"], "answer": "the"})
+        prompt = f"Question: {prompt}\nAnswer:"
         several.append({"question": prompt, "choices": choices, "answer": number % 4})
         single.append({"question": prompt, "choices": choices[:1], "answer": choices[0]})
-    for name, rows in (("several", several), ("single", single)):
+    for name, rows in (("several", several), ("single", single), ("next_word", next_word)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
@@ -77,15 +83,17 @@ def theirs(model: Artifact, benchmarks: Path, folder: Path, monkeypatch: pytest.
     for name, output_type, target, more in (
         ("several", "multiple_choice", "answer", CHOICE),
         ("single", "loglikelihood", '" {{answer}}"', LIKELIHOOD),
+        ("next_word", "loglikelihood", '" {{answer}}"', LIKELIHOOD),
     ):
         path = (benchmarks / f"{name}.jsonl").absolute()
         text = TASK.format(name=name, path=path, output_type=output_type, target=target, more=more)
         (folder / f"{name}.yaml").write_text(text)
     manager = TaskManager(include_path=str(folder), include_defaults=False)
     arguments = {"pretrained": str(model.path), "dtype": "float32", "device": "cpu"}
-    results = lm_eval.simple_evaluate("hf", arguments, ["several", "single"], batch_size=16, task_manager=manager,
-                                      bootstrap_iters=0)["results"]  # fmt: skip
+    results = lm_eval.simple_evaluate("hf", arguments, ["several", "single", "next_word"], batch_size=16,
+                                      task_manager=manager, bootstrap_iters=0)["results"]  # fmt: skip
     names = [("acc", "several"), ("acc_norm", "several"), ("perplexity", "single")]
+    names += [("acc", "single"), ("acc", "next_word"), ("perplexity", "next_word")]
     return {f"{metric}/{task}": float(results[task][f"{metric},none"]) for metric, task in names}
 
 
@@ -94,8 +102,9 @@ def test_scores_equal_those_of_lm_eval(
     world: World, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmarks = write_benchmarks(tmp_path / "benchmarks")
-    found = ours(world, benchmarks, execution)
+    found = ours(world, benchmarks, execution, question_format="{question}")
     expected = theirs(world.model, benchmarks, tmp_path / "lm_eval", monkeypatch)
+    assert 0 < expected["acc/next_word"] < 1
     assert 0 < expected["acc/several"] < 1 and expected["acc/several"] != expected["acc_norm/several"]
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5)
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from model.attention import attention_kernel
 from model.fused import fusion
 from model.losses import linear_cross_entropy, plain_linear_cross_entropy
 from model.optim import OptimizerSettings, build_optimizer
+from model.shape import RopeScaling
 from model.transformer import ModelConfig, Transformer
 
 CONFIG = ModelConfig(
@@ -181,8 +183,9 @@ def test_initial_scales() -> None:
         ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
         ({"head_dim": 15}, "even"),
         ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"rope_scaling": RopeScaling("dynamic", 2.0, 128)}, r"beyond context_length \(256\).* is 128"),
     ],
 )
-def test_impossible_shapes_are_refused(change: dict[str, int], message: str) -> None:
+def test_impossible_shapes_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **change)
