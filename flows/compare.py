@@ -4,11 +4,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.champion import find_champion
+from flows.champion import Champion, find_champion
 from flows.summary import MODEL_LABELS, STAGE_FIGURES, Summary, summarise
 from tasks.document_changes import DocumentChanges, JudgedCorpus, document_changes
 from tasks.gate import GateConfig
-from tasks.runs import RunRecord, find_run, flatten
+from tasks.runs import RunRecord, find_run, flatten, list_runs
 from tasks.score_changes import ScoreChange, bits_per_byte_change, preference_accuracy_change
 from tasks.store import Artifact, Store, StoreDamage
 
@@ -90,6 +90,8 @@ class RunComparison:
 def find_pair(store: Store, before: str, after: str) -> tuple[RunRecord, RunRecord]:
     """Two runs by id or beginning; `champion` is the one whose model serves the recipe of the other.
 
+    Beside the champion itself it is the one that this replaced, as it was for the gate.
+
     Raises:
         ValueError: one of them does not exist, or both names mean the same run.
     """
@@ -111,7 +113,22 @@ def _champion_run(store: Store, other: RunRecord) -> RunRecord:
     champion = find_champion(store, name)
     if champion is None:
         raise ValueError(f"The recipe {name!r} has no champion in {store.home} yet. Name a run instead.")
-    return find_run(store, champion.run_id)
+    return find_run(store, champion.run_id) if champion.run_id != other.run_id else _predecessor(store, champion)
+
+
+def _predecessor(store: Store, champion: Champion) -> RunRecord:
+    """The run that first gave the evaluation of the champion's predecessor."""
+    if not champion.predecessor_evaluation:
+        raise ValueError(
+            f"The run {champion.run_id} is the champion, the first that its recipe had. Name a run to compare with."
+        )
+    for record in list_runs(store):
+        stage = record.stage("evaluate_dpo")
+        if stage and stage.digest == champion.predecessor_evaluation:
+            return record
+    raise ValueError(
+        f"The run {champion.run_id} is the champion, and the run that it replaced has been collected. Name another one."
+    )
 
 
 def compare_runs(store: Store, before: RunRecord, after: RunRecord, samples: int = 3) -> RunComparison:

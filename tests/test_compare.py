@@ -19,7 +19,7 @@ from flows.run import execute
 from tasks.document_changes import JudgedCorpus, Movement, document_changes
 from tasks.documents import iterate_kept, write_table
 from tasks.execution import Execution
-from tasks.runs import RunRecord
+from tasks.runs import RunRecord, StageRecord, run_folder, save_run
 from tasks.stage import Artifact
 from tasks.store import Store
 from tasks.track import Untracked
@@ -177,9 +177,48 @@ def test_champion_is_a_name_for_a_run(two_runs: TwoRuns) -> None:
     assert [record.run_id for record in pair] == [champion.run_id, others[0]]
     assert find_pair(two_runs.store, others[0], "champion") == (pair[1], pair[0])
     with pytest.raises(ValueError, match="Both names mean"):
-        find_pair(two_runs.store, "champion", champion.run_id)
+        find_pair(two_runs.store, champion.run_id, champion.run_id)
     with pytest.raises(ValueError, match="cannot be compared with itself"):
         find_pair(two_runs.store, "champion", "champion")
+
+
+def test_champion_is_compared_with_the_one_that_it_replaced(tmp_path: Path) -> None:
+    """What a person asks after a run that was promoted."""
+    store = Store(tmp_path / "home")
+    for run_id, evaluation in (("one", "aa"), ("again", "aa"), ("two", "bb")):
+        save_run(store, run_that_ended_with(run_id, evaluation))
+    serve_users(store, Champion(run_id="one", promoted="", models={}, evaluation="aa", predecessor_evaluation=""))
+    with pytest.raises(ValueError, match="the first that its recipe had"):
+        find_pair(store, "champion", "one")
+    serve_users(store, Champion(run_id="two", promoted="", models={}, evaluation="bb", predecessor_evaluation="aa"))
+    assert [record.run_id for record in find_pair(store, "champion", "two")] == ["one", "two"]
+    assert [record.run_id for record in find_pair(store, "champion", "")] == ["one", "two"]
+    for collected in ("one", "again"):
+        (run_folder(store) / f"{collected}.json").unlink()
+    with pytest.raises(ValueError, match="has been collected"):
+        find_pair(store, "champion", "two")
+
+
+def run_that_ended_with(run_id: str, evaluation: str) -> RunRecord:
+    times = {"one": "2026-01-01", "again": "2026-01-02", "two": "2026-01-03"}
+    stage = StageRecord(
+        label="evaluate_dpo", stage="evaluate", key="", digest=evaluation, status="built", seconds=1.0, note=""
+    )
+    return RunRecord(
+        run_id=run_id,
+        recipe={"name": "toy"},
+        command="",
+        home="",
+        status="completed",
+        started=times[run_id],
+        stages=[stage],
+    )
+
+
+def serve_users(store: Store, champion: Champion) -> None:
+    path = store.home / "champions" / "toy.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(champion.model_dump_json())
 
 
 def drop(attributes: Artifact, shard: str, row: int, reason: str) -> None:

@@ -25,6 +25,7 @@ from flows.graph import Sources, prepare
 from flows.recipe import Recipe, load_plan
 from flows.run import execute
 from flows.runners import InProcess
+from flows.servers import free_port
 from tasks.execution import Execution
 from tasks.pretrain import pretrain
 from tasks.runs import find_run, list_runs
@@ -34,7 +35,7 @@ from tasks.track import Untracked, open_tracker
 from tasks.track.connection import local_tracking_uri
 from tests import tiny
 from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
-from tests.test_track import ToyRun, client_of, free_port, nested_runs, unsent
+from tests.track_helpers import ToyRun, client_of, nested_runs, unsent
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLER = ("pretrain.steps=10", "sft.steps=5", "dpo.steps=5", "evaluate.answer_tokens=8", "evaluate.answers=2")

@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -17,80 +16,19 @@ from typing import Any
 
 import pytest
 import requests
-from mlflow.entities import Run
-from mlflow.tracking import MlflowClient
 
+from flows.servers import free_port
 from model.tokenizer import Tokenizer
 from tasks.chat import ChatModel
 from tasks.execution import Execution
-from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
-from tasks.stage import Outcome, Stage, StageConfig, obtain
-from tasks.store import Store, now_utc
-from tasks.track import Tracker, Untracked, delivery, open_tracker
+from tasks.track import Untracked, delivery, open_tracker
 from tasks.track.connection import Connection, connect, local_tracking_uri
 from tasks.track.registry import EXAMPLE
 from tests.inference_helpers import make_model, random_model
 from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
 from tests.running_stages import HandOverConfig, hand_over
+from tests.track_helpers import ToyRun, client_of, nested_runs, unsent
 from tests.training_helpers import make_tokenizer
-
-RECIPE = {"name": "toy", "corpus": "some/folder", "pretrain": {"learning_rate": 0.01, "steps": 3}, "dpo": {"beta": 0.1}}
-
-
-class ToyRun:
-    """A run of stage calls as a runner would make them."""
-
-    def __init__(self, execution: Execution, tracker: Tracker, recipe: dict[str, Any] = RECIPE) -> None:
-        self.execution, self.tracker, self.store = execution, tracker, Store(execution.home)
-        self.record = RunRecord(
-            run_id=new_run_id("toy"),
-            recipe=recipe,
-            command="bessemer run toy",
-            home=str(execution.home),
-            status="running",
-            started=now_utc(),
-            sources={"corpus": "ab" * 32},
-        )
-        tracker.begin(self.record)
-        save_run(self.store, self.record)
-
-    def call(self, stage: Stage[Any], config: StageConfig, label: str, **inputs: Any) -> Outcome:
-        observer = self.tracker.stage_observer(label)
-        outcome = obtain(stage, config, inputs, self.execution, label, observer)
-        m = outcome.manifest
-        self.record.stages.append(
-            StageRecord(
-                label=label,
-                stage=m.stage,
-                key=m.key,
-                digest=m.digest,
-                status=outcome.status,
-                seconds=m.seconds,
-                note=outcome.note,
-            )
-        )
-        save_run(self.store, self.record)
-        self.tracker.stage_finished(outcome)
-        return outcome
-
-    def end(self, status: Status = "completed") -> None:
-        end_run(self.store, self.record, status)
-        self.tracker.finish(self.record, status)
-
-
-def client_of(execution: Execution) -> MlflowClient:
-    uri = execution.tracking_uri or local_tracking_uri(execution.home)
-    return MlflowClient(uri, uri)
-
-
-def nested_runs(client: MlflowClient, parent: str) -> dict[str, Run]:
-    experiment = client.get_run(parent).info.experiment_id
-    found = client.search_runs([experiment], f"tags.mlflow.parentRunId = '{parent}'")
-    return {run.info.run_name: run for run in found}
-
-
-def unsent(execution: Execution) -> list[Path]:
-    return sorted((execution.home / "mlflow" / "unsent").glob("*"))
 
 
 def test_pipeline_run_carries_every_stage_built_or_cached(execution: Execution) -> None:
@@ -172,7 +110,8 @@ sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from pathlib import Path
 from tasks.execution import Execution
 from tasks.track import open_tracker
-from tests.test_track import *
+from tests.mechanism_stages import *
+from tests.track_helpers import *
 execution = Execution(home=Path({str(execution.home)!r}), workers=1, threads=1)
 run = ToyRun(execution, open_tracker(execution))
 run.call(count, CountConfig(limit=20), "count")
@@ -191,12 +130,6 @@ os.kill(os.getpid(), 9)
     assert [m.step for m in curve] == list(range(20))
     assert unsent(execution) == []
     assert dead.record.tracking_run_id == ""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class MlflowServer:
