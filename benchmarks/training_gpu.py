@@ -19,6 +19,7 @@ from benchmarks.peers.llama_trainer import LlamaTrainer
 from benchmarks.report import Figure, conclude
 from flows.recipe import load_plan
 from model.flops import TrainingShape, flops_per_token, memory_forecast, num_parameters
+from model.meter import data_sheet_peak
 from model.objectives import NextToken
 from model.shape import ModelConfig
 from model.transformer import Transformer
@@ -26,10 +27,6 @@ from tasks.execution import Execution
 from tasks.pretrain import PretrainConfig, model_shape
 from tasks.training import place_objective
 
-BF16_PEAKS = {  # dense, from the makers' data sheets, in FLOP/s
-    "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12,
-    "B200": 2250e12, "RTX 4090": 165e12, "A10G": 70e12,
-}  # fmt: skip
 MEMORY_SHARE = 0.85  # of the card, that a micro-batch may fill by forecast
 
 
@@ -115,10 +112,9 @@ def seconds_of(work: Callable[[], None], device: torch.device) -> float:
 def bf16_peak(device: torch.device) -> tuple[float, str]:
     """FLOP/s of the card and where the figure comes from: its data sheet, or a measured product for unknown cards."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for card, peak in sorted(BF16_PEAKS.items(), key=lambda item: -len(item[0])):
-            if card in name:
-                return peak, f"data sheet of {card}"
+        peak = data_sheet_peak(torch.cuda.get_device_name(device))
+        if peak:
+            return peak, "its data sheet"
     size = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(10))

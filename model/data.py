@@ -33,6 +33,11 @@ class Batch:
     reference_log_probs: NDArray[np.float32] | None = None  # (sequences,): summed, under the reference model
     label_counts: Ints | None = None  # (sequences,): labels that each packed sequence has
 
+    @property
+    def positions(self) -> int:
+        """Positions that are not padding."""
+        return self.input_ids.size if self.sequence_ids is None else int((self.sequence_ids >= 0).sum())
+
     def tensors(self, device: torch.device) -> dict[str, Tensor]:
         """The arrays that are there, on `device`."""
         arrays = {field.name: getattr(self, field.name) for field in fields(self)}

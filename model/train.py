@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoints, Divergence
 from model.data import Batches, Ints
+from model.meter import Meter
 from model.optim import Schedule, learning_rate_factor, set_learning_rates
 from model.parallel import Parallel
 
@@ -106,10 +107,12 @@ class Trainer:
         checkpoints: Checkpoints,
         reporter: Reporter,
         micro_batch_tokens: int,
+        meter: Meter,
     ) -> None:
         self._parallel, self._batches, self._validation = parallel, batches, validation
         self._summarise, self._settings, self._checkpoints = summarise, settings, checkpoints
         self._reporter = reporter if parallel.rank == 0 else Silent()
+        self._meter = meter
         self._micro_items = max(1, micro_batch_tokens // batches.item_tokens)
         self._progress = _Progress()
         self._average: dict[str, Tensor] = {}
@@ -160,6 +163,7 @@ class Trainer:
 
     def _take_step(self, step: int) -> dict[str, float] | None:
         """The figures of one step; None if it diverged and training went back to a checkpoint."""
+        self._meter.spent()  # on validation and checkpoints, or a step that was undone
         started = time.perf_counter()
         factor = self._learning_rate_factor(step)
         set_learning_rates(self._parallel.optimizer, factor)
@@ -177,7 +181,16 @@ class Trainer:
         self._reporter.advance(step + 1, tokens)
         rate = max(group["lr"] for group in self._parallel.optimizer.param_groups if group["name"] != "embedding")
         seconds = time.perf_counter() - started
-        return {**figures, "learning_rate": rate, "grad_norm": norm, "tokens_per_s": tokens / seconds}
+        figures |= {"learning_rate": rate, "grad_norm": norm, "tokens_per_s": tokens / seconds}
+        return figures | self._machine_figures(seconds)
+
+    def _machine_figures(self, seconds: float) -> dict[str, float]:
+        """What the step cost all processes; of memory what it took in the first."""
+        spent = torch.tensor(self._meter.spent(), dtype=torch.float64, device=self._parallel.device)
+        if self._parallel.world > 1:
+            dist.all_reduce(spent)
+        flops, joules = spent.tolist()
+        return self._meter.figures(flops, joules, seconds, self._parallel.world)
 
     def _accumulate(self, items: Ints, step: int) -> dict[str, float]:
         parallel = self._parallel
@@ -186,8 +199,9 @@ class Trainer:
         parts = self._parts(items)
         total = torch.zeros(len(parallel.objective.names), dtype=torch.float64, device=parallel.device)
         for number, part in enumerate(parts, 1):
-            batch = self._batches.batch(part, step).tensors(parallel.device)
-            total += parallel.accumulate(batch, scale, last=number == len(parts))
+            batch = self._batches.batch(part, step)
+            self._meter.count(parallel.objective.transformer.config, batch)
+            total += parallel.accumulate(batch.tensors(parallel.device), scale, last=number == len(parts))
         return self._reduced(total)
 
     def _parts(self, items: Ints) -> list[Ints]:

@@ -106,6 +106,7 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
 def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: TrainingData) -> dict[str, float]:
     """Train from the last checkpoint to the end; the final validation figures."""
     from model.checkpoint import Checkpoints
+    from model.meter import Meter, find_energy, peak_flops
     from model.train import LoopSettings, Trainer
 
     settings = LoopSettings(
@@ -118,6 +119,9 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
         divergence_nats=cfg.divergence_nats,
         average_fraction=cfg.average_fraction,
     )
+    device = parallel.device
+    energy = find_energy(device, int(os.environ.get("LOCAL_RANK", "0")))
+    meter = Meter(device, peak_flops(device, cfg.precision), energy)
     with _bar(run, data.tokens) as bar:
         trainer = Trainer(
             parallel,
@@ -128,6 +132,7 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
             Checkpoints(run.scratch / "checkpoints"),
             _LoopReporter(run, bar, data.tokens / max(data.steps, 1)),
             run.execution.micro_batch_tokens,
+            meter,
         )
         return trainer.run()
 

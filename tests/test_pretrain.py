@@ -17,6 +17,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from model.meter import MACHINE_FIGURES
 from tasks.execution import Execution
 from tasks.pretrain import PretrainConfig, pretrain, step_plan, text_batches
 from tasks.stage import Artifact, Outcome, curve_path, obtain
@@ -37,11 +38,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return {"tokens": make_tokens(folder / "tokens", tokenizer), "tokenizer": tokenizer}
 
 
+def curve_file(outcome: Outcome, execution: Execution) -> Path:
+    return curve_path(Store(execution.home), outcome.manifest.stage, outcome.manifest.key)
+
+
 def curve(outcome: Outcome, execution: Execution) -> list[dict[str, float]]:
     """The curve without its timings."""
-    path = curve_path(Store(execution.home), outcome.manifest.stage, outcome.manifest.key)
-    points = [json.loads(line) for line in path.read_text().splitlines()]
-    return [{k: v for k, v in point.items() if k != "tokens_per_s"} for point in points]
+    points = [json.loads(line) for line in curve_file(outcome, execution).read_text().splitlines()]
+    return [{k: v for k, v in point.items() if k not in MACHINE_FIGURES} for point in points]
 
 
 def test_a_model_that_transformers_loads(inputs: Inputs, execution: Execution) -> None:
@@ -60,6 +64,8 @@ def test_a_model_that_transformers_loads(inputs: Inputs, execution: Execution) -
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
     assert metrics["val_perplexity"] == pytest.approx(math.exp(metrics["val_loss"]))
     points = curve(outcome, execution)
+    whole = [json.loads(line) for line in curve_file(outcome, execution).read_text().splitlines()]
+    assert all(point["mfu"] > 0 and point["peak_memory_bytes"] > 1e8 for point in whole)
     assert points[-1]["val_loss"] == metrics["val_loss"] < math.log(VOCAB_SIZE)
     assert {"step", "loss", "bits_per_byte", "learning_rate", "grad_norm"} <= set(points[0])
 
@@ -132,7 +138,7 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], home: Path, step: in
 
 def full_curve(home: Path) -> list[dict[str, Any]]:
     (path,) = home.glob("keys/pretrain/*.curve.jsonl")
-    return [{k: v for k, v in json.loads(p).items() if k != "tokens_per_s"} for p in path.read_text().splitlines()]
+    return [{k: v for k, v in json.loads(p).items() if k not in MACHINE_FIGURES} for p in path.read_text().splitlines()]
 
 
 def finish(inputs: Inputs, home: Path) -> str:

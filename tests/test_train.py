@@ -14,6 +14,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoints
 from model.data import Batch, Ints, Ramp, WindowBatches, plan_steps
+from model.meter import MACHINE_FIGURES, Meter
 from model.objectives import NextToken
 from model.optim import OptimizerSettings
 from model.parallel import Accelerated, Placement, gradient_norm, place
@@ -26,6 +27,7 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 WINDOW, BATCH = 16, 4
 STEPS = 12
+PEAK = 1e9  # FLOP/s that this device is said to reach
 
 
 class Book:
@@ -36,7 +38,7 @@ class Book:
         self.said: list[str] = []
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self.points.setdefault(step, {}).update({k: v for k, v in values.items() if k != "tokens_per_s"})
+        self.points.setdefault(step, {}).update({k: v for k, v in values.items() if k not in MACHINE_FIGURES})
 
     def rewind(self, step: int) -> None:
         self.points = {s: v for s, v in self.points.items() if s <= step}
@@ -78,8 +80,9 @@ def trainer(
     validation = Validation(batches(), np.arange(5))
     checkpoints = Checkpoints(folder)
     loop = Trainer(
-        parallel, data or batches(settings.steps), validation, figures, settings, checkpoints, book, micro_batch_tokens
-    )
+        parallel, data or batches(settings.steps), validation, figures, settings, checkpoints, book,
+        micro_batch_tokens, Meter(parallel.device, PEAK, None),
+    )  # fmt: skip
     return loop, parallel
 
 
@@ -95,6 +98,19 @@ def test_it_learns_and_reports(tmp_path: Path) -> None:
     assert final["val_loss"] == book.points[30]["val_loss"] < book.points[10]["val_loss"]
     assert sorted(book.points) == list(range(1, 31))
     assert {"loss", "learning_rate", "grad_norm"} <= set(book.points[1])
+
+
+def test_utilisation_is_flops_over_the_peak(tmp_path: Path) -> None:
+    class Speeds(Book):
+        def log(self, step: int, values: Mapping[str, float]) -> None:
+            found.append((values["mfu"], values["tokens_per_s"]))
+
+    found: list[tuple[float, float]] = []
+    trainer(tmp_path, Speeds(), micro_batch_tokens=WINDOW)[0].run()
+    matrices = 2 * (16 * 16 * 2 + 16 * 8 * 2 + 3 * 16 * 32) + 64 * 16  # two layers: q, o, k, v, MLP; and the head
+    flops = 3 * (2 * matrices + 2 * 4 * 2 * 8 * WINDOW)  # attention: layers * 4 * heads * head_dim * row
+    for utilisation, speed in found:
+        assert utilisation == pytest.approx(speed * flops / PEAK, rel=1e-9)
 
 
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
