@@ -4,7 +4,7 @@ The launchers and plugins fall back to one process, or to DDP, without a word; s
 what runs before anything is trained.
 """
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -111,7 +111,36 @@ def check_processes(placement: Placement, found: int) -> None:
         )
 
 
-class Accelerated:
+class Passes:
+    """Forward and backward through the module that a strategy has wrapped: the same under every strategy."""
+
+    _module: Any
+
+    def accumulate(self, batch: dict[str, Tensor], scale: float, last: bool) -> Tensor:
+        """See Parallel."""
+        self._module.train()
+        with self._averaging(last):
+            loss, sums = self._module(batch)
+            self._backward(loss * scale)
+        found: Tensor = sums
+        return found
+
+    @torch.no_grad()
+    def evaluate(self, batch: dict[str, Tensor]) -> Tensor:
+        """See Parallel."""
+        self._module.eval()
+        found: Tensor = self._module(batch)[1]
+        return found
+
+    def _averaging(self, last: bool) -> AbstractContextManager[Any]:
+        """Where a backward pass averages gradients over the processes if it is the `last` of a step."""
+        raise NotImplementedError
+
+    def _backward(self, loss: Tensor) -> None:
+        raise NotImplementedError
+
+
+class Accelerated(Passes):
     """One process, DDP or FSDP2, through Accelerate."""
 
     def __init__(
@@ -141,19 +170,11 @@ class Accelerated:
         self._max_grad_norm = max_grad_norm
         _check_strategy(placement, self._module, self.objective)
 
-    def accumulate(self, batch: dict[str, Tensor], scale: float, last: bool) -> Tensor:
-        self._module.train()
-        with nullcontext() if last else self.accelerator.no_sync(self._module):
-            loss, sums = self._module(batch)
-            self.accelerator.backward(loss * scale)
-        found: Tensor = sums
-        return found
+    def _averaging(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last else self.accelerator.no_sync(self._module)
 
-    @torch.no_grad()
-    def evaluate(self, batch: dict[str, Tensor]) -> Tensor:
-        self._module.eval()
-        found: Tensor = self._module(batch)[1]
-        return found
+    def _backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
 
     def step(self) -> float:
         gradients = [p.grad for p in self.objective.parameters() if p.grad is not None]

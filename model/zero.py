@@ -5,6 +5,7 @@ only one (accelerate 1.15). ZeRO cuts matrices into flat pieces, which Muon cann
 """
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from model.objectives import Objective
 from model.optim import OptimizerSettings, build_optimizer
-from model.parallel import Placement, Precision, check_processes, choose_device
+from model.parallel import Passes, Placement, Precision, check_processes, choose_device
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class ZeroProcesses:
+class ZeroProcesses(Passes):
     """Several processes under a DeepSpeed engine; see model.parallel.Parallel for what each call promises.
 
     Its checkpoints are whole and keyed by name like the others', so they load on any number of processes.
@@ -46,6 +47,9 @@ class ZeroProcesses:
             raise ValueError(
                 "Strategy 'deepspeed' needs DeepSpeed, which is not installed: pip install 'bessemer[deepspeed]'."
             ) from error
+        if device.type == "cpu":
+            # Otherwise it compiles an all-reduce for inference at its first start, and fails without a compiler.
+            deepspeed.ops.__compatible_ops__ = {}
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl")
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         check_processes(placement, self.world)
@@ -60,26 +64,18 @@ class ZeroProcesses:
             optimizer=optimizer,
             config=_engine_config(precision, max_grad_norm),
         )
+        self._module = self._engine
         self.optimizer: torch.optim.Optimizer = self._engine.optimizer
         # The head is used by the loss, not by its own module, so ZeRO must be told who needs it.
         deepspeed.zero.register_external_parameter(objective, objective.transformer.head_weight)
         self._allocate_moments()
 
-    def accumulate(self, batch: dict[str, Tensor], scale: float, last: bool) -> Tensor:
-        """See Parallel."""
-        self._engine.train()
+    def _averaging(self, last: bool) -> AbstractContextManager[Any]:
         self._engine.set_gradient_accumulation_boundary(last)
-        loss, sums = self._engine(batch)
-        self._engine.backward(loss * scale)
-        found: Tensor = sums.detach()
-        return found
+        return nullcontext()
 
-    @torch.no_grad()
-    def evaluate(self, batch: dict[str, Tensor]) -> Tensor:
-        """See Parallel."""
-        self._engine.eval()
-        found: Tensor = self._engine(batch)[1]
-        return found
+    def _backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss)
 
     def step(self) -> float:
         """See Parallel."""

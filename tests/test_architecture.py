@@ -18,10 +18,11 @@ HOMES = {
     "tiktoken": ("model/tokenizer.py", "model/other_tokenizers.py"),
     "datasets": ("tasks/readers/hub.py",),
     "transformers": ("tasks/export.py",),
-    "accelerate": ("model/train.py", "model/parallel.py"),
+    "accelerate": ("model/parallel.py",),
+    "deepspeed": ("model/zero.py",),
     "gguf": ("tasks/export.py",),
     "distributed": ("tasks/engines.py",),
-    "ray": ("tasks/engines.py", "tasks/launch.py"),
+    "ray": ("tasks/engines.py", "tasks/ray_launcher.py"),
     "fsspec": ("tasks/",),
     "matplotlib": ("tasks/plots.py",),
 }
