@@ -29,7 +29,8 @@ from benchmarks.data_pipeline import all_kept, cpu_seconds, train_tokenizer
 from benchmarks.report import Figure, conclude
 from model.minhash import band_keys
 from tasks.dedup import DedupConfig, dedup, index_parameters
-from tasks.dedup_index import DedupIndex, Segment, candidate_sketches, chain_keys, find
+from tasks.dedup_index import DedupIndex, candidate_sketches, chain_keys, find
+from tasks.dedup_segment import Segment
 from tasks.execution import Execution
 from tasks.filter import FilterConfig, filter
 from tasks.ingest import IngestConfig, ingest

@@ -20,16 +20,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
-from tasks.dedup_index import (
-    DedupIndex,
-    IndexParameters,
-    Segment,
-    candidate_sketches,
-    chain_keys,
-    find,
-    find_exact,
-    locate,
-)
+from tasks.dedup_index import DedupIndex, candidate_sketches, chain_keys, find, find_exact, locate
+from tasks.dedup_segment import IndexParameters, Segment
 from tasks.dedup_signatures import SignConfig, Signed, read_signed, sign_shard
 from tasks.documents import aligned_shards, write_table
 from tasks.identity import code_digest

@@ -1,10 +1,10 @@
-"""What dedup remembers of kept documents: sorted LSH band keys in immutable, memory-mapped segments on disk.
+"""What dedup remembers of kept documents: the segments (tasks/dedup_segment.py) of a chain of shards, and its verdicts.
 
 Each shard adds a segment of its kept documents, found again by the *chain key*: the digest of the parameters and of
 every shard up to it. So a run continues after the longest beginning it shares with any earlier run, whatever was
 appended or changed later, and the result cannot depend on how the documents arrived. Eight neighbouring segments of
 one size are merged into one; which segments make up the first k shards follows from k alone (its digits in base 8).
-Nothing is ever changed in place: a segment is written aside and renamed, so a crash leaves no half index.
+Nothing is ever changed in place, so a crash leaves no half index.
 """
 
 import hashlib
@@ -13,11 +13,21 @@ import shutil
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tasks.dedup_segment import (
+    I64,
+    U64,
+    IndexParameters,
+    Segment,
+    is_complete,
+    merge,
+    open_segment,
+    size_bytes,
+    write_segment,
+)
 from tasks.identity import canonical_json
 from tasks.store import file_sha256, link_or_copy, write_atomically
 
@@ -26,56 +36,6 @@ FAN_IN = 8
 
 CLAIMS = "claims"
 """Folder of the index that names, for each artifact of dedup, the chain keys it stands on."""
-
-U64 = NDArray[np.uint64]
-I64 = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class IndexParameters:
-    """What two indices must have in common for their contents to be comparable."""
-
-    scheme: str
-    seed: int
-    word_rules: str
-    shingle_words: int
-    bands: int
-    rows: int
-    bucket_size: int
-    similarity: str
-    threshold: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """The kept documents of some neighbouring shards, memory-mapped.
-
-    keys, places: (entries,) band by band, keys ascending within a band; a place numbers a document of this segment
-    starts: (bands + 1,) where each band's entries begin
-    exact, exact_places: (documents, 2), (documents,) 128-bit hashes of the texts, ascending by the first half
-    sketches: (documents, permutations) low byte of each signature value, to tell most false candidates cheaply
-    documents: (documents, 2) shard number, and row among the shard's signed documents
-    """
-
-    keys: U64
-    places: NDArray[np.uint32]
-    starts: I64
-    exact: U64
-    exact_places: NDArray[np.uint32]
-    sketches: NDArray[np.uint8]
-    documents: NDArray[np.uint32]
-
-    def band(self, band: int) -> tuple[U64, NDArray[np.uint32]]:
-        """Keys and places of one band."""
-        return self.keys[self.starts[band] : self.starts[band + 1]], self.places[
-            self.starts[band] : self.starts[band + 1]
-        ]
-
-    def __len__(self) -> int:
-        return len(self.documents)
-
-
-_ARRAYS = tuple(Segment.__dataclass_fields__)
 
 
 def chain_keys(parameters: IndexParameters, code: str, shard_digests: Sequence[str]) -> list[str]:
@@ -150,7 +110,7 @@ class DedupIndex:
         known = 0
         while known < len(self.keys) and self._is_judged(known):
             known += 1
-        while known and not all((self.segment_path(*span) / "header.json").exists() for span in spans_of(known)):
+        while known and not all(is_complete(self.segment_path(*span)) for span in spans_of(known)):
             known -= 1
         return known
 
@@ -169,19 +129,17 @@ class DedupIndex:
         size = FAN_IN
         while (shard + 1) % size == 0:
             first = shard + 1 - size
-            part = size // FAN_IN
-            spans = [(start, start + part) for start in range(first, shard + 1, part)]
-            merged = merge([self._segment(*span) for span in spans], self.parameters.bucket_size)
-            write_segment(self.segment_path(first, shard + 1), merged, self.parameters)
-            for span in spans:
-                del self._open[span]
-                shutil.rmtree(self.segment_path(*span), ignore_errors=True)
+            spans = [(start, start + size // FAN_IN) for start in range(first, shard + 1, size // FAN_IN)]
+            parts = [self.segment_path(*span) for span in spans]
+            merge(parts, self.segment_path(first, shard + 1), self.parameters)
+            for span, part in zip(spans, parts):
+                self._open.pop(span, None)
+                shutil.rmtree(part, ignore_errors=True)
             size *= FAN_IN
 
     def size_bytes(self) -> int:
         """Bytes of the live segments."""
-        folders = [self.segment_path(*span) for span in spans_of(len(self.keys))]
-        return sum(path.stat().st_size for folder in folders for path in folder.glob("*.npy"))
+        return sum(size_bytes(self.segment_path(*span)) for span in spans_of(len(self.keys)))
 
 
 def unclaimed(root: Path, holders: Container[str]) -> list[Path]:
@@ -196,73 +154,6 @@ def unclaimed(root: Path, holders: Container[str]) -> list[Path]:
     # Names are a chain key and then a suffix or a number of shards; what a crash left aside begins with a dot.
     entries = (path for path in sorted(root.glob("*")) if path.name != CLAIMS)
     return found + [path for path in entries if path.name.partition(".")[0].partition("-")[0] not in kept]
-
-
-def write_segment(path: Path, segment: Segment, parameters: IndexParameters) -> None:
-    """Write a segment aside and rename it into place; the first of two writers of one segment wins."""
-    aside = path.with_name(f".{path.name}.{uuid4().hex}")
-    aside.mkdir(parents=True)
-    for name in _ARRAYS:
-        np.save(aside / f"{name}.npy", getattr(segment, name))
-    header = {"parameters": asdict(parameters), "documents": len(segment)}
-    (aside / "header.json").write_text(json.dumps(header, indent=1) + "\n")
-    try:
-        aside.rename(path)
-    except OSError:  # an equal one is there: names are digests of everything that the content depends on
-        shutil.rmtree(aside)
-
-
-def open_segment(path: Path, parameters: IndexParameters) -> Segment:
-    """Map a segment into memory.
-
-    Raises:
-        ValueError: it was written with other parameters, which are named.
-    """
-    found = json.loads((path / "header.json").read_text())["parameters"]
-    for name, expected in asdict(parameters).items():
-        if found.get(name) != expected:
-            raise ValueError(
-                f"The dedup index {path.name} was written with {name} = {found.get(name)!r}, this run has "
-                f"{expected!r}: their documents cannot be compared. Use the same dedup settings or another home."
-            )
-    return Segment(**{name: np.load(path / f"{name}.npy", mmap_mode="r") for name in _ARRAYS})
-
-
-def merge(parts: Sequence[Segment], bucket_size: int) -> Segment:
-    """One segment with the documents of several, in their order, and at most `bucket_size` entries a bucket."""
-    shifts = np.concatenate([[0], np.cumsum([len(part) for part in parts])])
-    bands = len(parts[0].starts) - 1
-    keys, places = [], []
-    for band in range(bands):
-        found = [part.band(band) for part in parts]
-        band_keys = np.concatenate([key for key, _ in found])
-        band_places = np.concatenate([place + np.uint32(shift) for (_, place), shift in zip(found, shifts)])
-        order = np.argsort(band_keys, kind="stable")
-        band_keys, band_places = band_keys[order], band_places[order]
-        first = rank_in_run(band_keys) < bucket_size
-        keys.append(band_keys[first])
-        places.append(band_places[first])
-    exact = np.concatenate([part.exact for part in parts])
-    exact_places = np.concatenate([part.exact_places + np.uint32(shift) for part, shift in zip(parts, shifts)])
-    order = np.argsort(exact[:, 0], kind="stable")
-    return Segment(
-        keys=np.concatenate(keys),
-        places=np.concatenate(places),
-        starts=np.concatenate([[0], np.cumsum([len(k) for k in keys])]).astype(np.int64),
-        exact=exact[order],
-        exact_places=exact_places[order],
-        sketches=np.concatenate([part.sketches for part in parts]),
-        documents=np.concatenate([part.documents for part in parts]),
-    )
-
-
-def rank_in_run(ordered: U64) -> I64:
-    """Position of each value within its run of equal values."""
-    positions = np.arange(len(ordered))
-    begins = np.ones(len(ordered), np.bool_)
-    begins[1:] = ordered[1:] != ordered[:-1]
-    ranks: I64 = positions - np.maximum.accumulate(np.where(begins, positions, 0))
-    return ranks
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Dedup: verified witnesses, the same verdicts however the documents arrive, an index that refuses other parameters."""
+"""Dedup: verified witnesses, and the same verdicts however the documents arrive."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -9,26 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from datasketch import MinHash, MinHashLSH
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from model import keep_first as kernels
 from model.minhash import band_keys, jaccard, shingle_hash32, signatures
 from model.words import shingles
-from tasks.dedup import DedupConfig, dedup, index_parameters
-from tasks.dedup_index import (
-    FAN_IN,
-    DedupIndex,
-    Segment,
-    find,
-    find_exact,
-    locate,
-    merge,
-    open_segment,
-    rank_in_run,
-    spans_of,
-    write_segment,
-)
+from tasks.dedup import DedupConfig, dedup
+from tasks.dedup_index import FAN_IN, DedupIndex, spans_of
+from tasks.dedup_segment import Segment
 from tasks.documents import attribute_shards, document_shards
 from tasks.execution import Execution
 from tasks.stage import Artifact, Outcome, obtain
@@ -236,6 +225,17 @@ def test_a_crash_between_shards_loses_nothing(tmp_path: Path, monkeypatch: pytes
     assert resumed.artifact.digest == run(tmp_path / "b", shards).artifact.digest
 
 
+def test_a_segment_that_lost_bytes_is_judged_again(tmp_path: Path) -> None:
+    """As after a power cut: the name is there, its bytes are not."""
+    shards = {f"{n:02d}": corpus(8, seed=n) for n in range(10)}
+    run(tmp_path / "first", {name: shards[name] for name in sorted(shards)[:9]}, home=tmp_path / "home")
+    index = tmp_path / "home" / "index" / "dedup"
+    for keys in index.glob("*-8/keys.npy"):
+        keys.write_bytes(keys.read_bytes()[:-1])
+    again = run(tmp_path / "second", shards, home=tmp_path / "home")
+    assert again.artifact.digest == run(tmp_path / "fresh", shards).artifact.digest
+
+
 def test_shards_and_workers_do_not_change_a_verdict(tmp_path: Path) -> None:
     texts = corpus(120, seed=8)
     one = run(tmp_path / "one", {"a": texts})
@@ -257,66 +257,6 @@ def test_another_threshold_has_an_index_of_its_own(tmp_path: Path) -> None:
     loose = run(tmp_path / "a", shards, DedupConfig(threshold=0.5), home=tmp_path / "home")
     strict = run(tmp_path / "a", shards, DedupConfig(threshold=1), home=tmp_path / "home")
     assert loose.manifest.metrics["documents_kept"] < strict.manifest.metrics["documents_kept"]
-
-
-def make_segment(keys: list[list[int]], shard: int = 0) -> Segment:
-    """A segment of documents that are in every band, with these keys. (bands, documents)"""
-    matrix = np.array(keys, np.uint64)
-    bands, count = matrix.shape
-    order = np.argsort(matrix, axis=1, kind="stable")
-    exact = np.stack([np.arange(count), np.arange(count) + shard], axis=1).astype(np.uint64)
-    return Segment(
-        keys=np.take_along_axis(matrix, order, axis=1).reshape(-1),
-        places=order.astype(np.uint32).reshape(-1),
-        starts=np.arange(0, bands * count + 1, count).astype(np.int64),
-        exact=exact,
-        exact_places=np.arange(count, dtype=np.uint32),
-        sketches=np.full((count, 4), shard, np.uint8),
-        documents=np.stack([np.full(count, shard), np.arange(count)], axis=1).astype(np.uint32),
-    )
-
-
-def test_an_index_of_other_parameters_is_refused_with_both_values(tmp_path: Path) -> None:
-    ours = index_parameters(DedupConfig())
-    write_segment(tmp_path / "segment", make_segment([[1, 2]]), index_parameters(DedupConfig(seed=7)))
-    with pytest.raises(ValueError, match=r"seed = 7, this run has 1"):
-        open_segment(tmp_path / "segment", ours)
-
-
-def test_a_segment_survives_storage_and_a_second_writer(tmp_path: Path) -> None:
-    parameters, segment = index_parameters(DedupConfig()), make_segment([[3, 1, 2], [5, 5, 4]])
-    for _ in range(2):
-        write_segment(tmp_path / "segment", segment, parameters)
-    found = open_segment(tmp_path / "segment", parameters)
-    assert all(np.array_equal(getattr(found, name), getattr(segment, name)) for name in Segment.__dataclass_fields__)
-    assert [path.name for path in tmp_path.iterdir()] == ["segment"]
-
-
-KEYS = st.lists(st.lists(st.integers(0, 5), min_size=2, max_size=2), min_size=1, max_size=12)
-
-
-@settings(deadline=None)
-@given(st.lists(KEYS, min_size=1, max_size=4), KEYS, st.integers(1, 3))
-def test_a_merged_index_answers_as_its_parts(parts: list[list[list[int]]], asked: list[list[int]], cap: int) -> None:
-    segments = [make_segment(np.array(part).T.tolist(), shard) for shard, part in enumerate(parts)]
-    keys = np.array(asked, np.uint64).T.copy()
-    everyone = np.ones(len(asked), np.bool_)
-    apart, joined = find(segments, keys, everyone, cap), find([merge(segments, cap)], keys, everyone, cap)
-    assert np.array_equal(apart.rows, joined.rows)
-    assert np.array_equal(apart.filled, joined.filled)
-    assert np.array_equal(locate(segments, apart.documents), locate([merge(segments, cap)], joined.documents))
-    hashes = np.array([[n % 4, n % 7] for n in range(20)], np.uint64)
-    exact_apart, exact_joined = find_exact(segments, hashes), find_exact([merge(segments, cap)], hashes)
-    assert np.array_equal(exact_apart >= 0, exact_joined >= 0)
-    assert np.array_equal(
-        locate(segments, exact_apart[exact_apart >= 0]), locate([merge(segments, cap)], exact_joined[exact_joined >= 0])
-    )
-
-
-@given(st.lists(st.integers(0, 4)))
-def test_rank_in_run(values: list[int]) -> None:
-    ordered = sorted(values)
-    assert rank_in_run(np.array(ordered, np.uint64)).tolist() == [n - ordered.index(v) for n, v in enumerate(ordered)]
 
 
 @given(st.integers(0, 5000))
