@@ -171,26 +171,40 @@ class Hits:
 
 def find(segments: Sequence[Segment], keys: U64, asked: NDArray[np.bool_], bucket_size: int) -> Hits:
     """Look up band keys (bands, documents); those not `asked` (documents without words) have no hits."""
-    bands, count = keys.shape
-    filled = np.zeros((bands, count), np.int32)
+    bands = [_find_in_band(segments, band, keys[band], asked, bucket_size) for band in range(len(keys))]
+    rows = np.concatenate([band.rows for band in bands])
+    documents = np.concatenate([band.documents for band in bands])
+    order = np.lexsort((documents, rows))
+    rows, documents = rows[order], documents[order]
+    fresh = np.ones(len(rows), np.bool_)  # a pair may meet in several bands
+    fresh[1:] = (rows[1:] != rows[:-1]) | (documents[1:] != documents[:-1])
+    return Hits(rows[fresh], documents[fresh], np.concatenate([band.filled for band in bands]))
+
+
+def _find_in_band(
+    segments: Sequence[Segment], band: int, keys: U64, asked: NDArray[np.bool_], bucket_size: int
+) -> Hits:
+    """The hits in one band, a document's in canonical order."""
+    filled = np.zeros((1, len(keys)), np.int32)
     rows: list[I64] = [np.empty(0, np.int64)]
     documents: list[I64] = [np.empty(0, np.int64)]
-    for band in range(bands):
-        order = np.argsort(keys[band], kind="stable")
-        order = order[asked[order]]
-        wanted = keys[band][order]  # in order: neighbouring look-ups touch neighbouring pages of the map
-        for number, segment in enumerate(segments):
-            band_keys, places = segment.band(band)
-            starts = np.searchsorted(band_keys, wanted, "left")
-            lengths = np.searchsorted(band_keys, wanted, "right") - starts
-            room = np.minimum(lengths, bucket_size - filled[band][order])
-            for rank in range(int(room.max(initial=0))):
-                has = room > rank
-                rows.append(order[has])
-                documents.append((np.int64(number) << 32) | places[starts[has] + rank].astype(np.int64))
-            filled[band][order] += room.astype(np.int32)
-    pairs = np.unique(np.stack([np.concatenate(rows), np.concatenate(documents)], axis=1), axis=0)
-    return Hits(pairs[:, 0], pairs[:, 1], filled)
+    order = np.argsort(keys, kind="stable")
+    order = order[asked[order]]
+    wanted = keys[order]  # in order: neighbouring look-ups touch neighbouring pages of the map
+    for number, segment in enumerate(segments):
+        band_keys, places = segment.band(band)
+        starts = np.searchsorted(band_keys, wanted)
+        found = np.flatnonzero(starts < len(band_keys))
+        found = found[band_keys[starts[found]] == wanted[found]]  # few: most look-ups end here
+        starts, matching = starts[found], order[found]
+        lengths = np.searchsorted(band_keys, wanted[found], "right") - starts
+        room = np.minimum(lengths, bucket_size - filled[0, matching])
+        for rank in range(int(room.max(initial=0))):
+            has = room > rank
+            rows.append(matching[has])
+            documents.append((np.int64(number) << 32) | places[starts[has] + rank].astype(np.int64))
+        filled[0, matching] += room.astype(np.int32)
+    return Hits(np.concatenate(rows), np.concatenate(documents), filled)
 
 
 def find_exact(segments: Sequence[Segment], exact: U64) -> I64:
