@@ -82,7 +82,7 @@ def pack(
         for paths in aligned_shards(documents, filtered, deduplicated, decontaminated)
     ]
     map_shards(run, encode_shard, jobs, cfg)
-    loaded = Tokenizer.load(tokenizer.path)
+    loaded = _load_tokenizer(vocabulary.read_bytes())
     dtype = np.dtype("<u2" if loaded.vocab_size <= UINT16_VOCABULARY else "<u4")
     totals = concatenate([job.output for job in jobs], run.out, dtype)
     for split in SPLITS:
@@ -133,7 +133,7 @@ def encode_shard(inputs: tuple[Path, ...], output: Path, cfg: PackConfig) -> Map
 
 @lru_cache(maxsize=1)
 def _load_tokenizer(specification: bytes) -> Tokenizer:
-    """Of the shards of one worker, only the first has to read the vocabulary."""
+    """Of all that one process packs with a vocabulary, only the first has to build its tables."""
     return Tokenizer(orjson.loads(specification))
 
 
