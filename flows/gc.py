@@ -1,7 +1,11 @@
 """Free the disk of what no kept run and no champion needs: objects, manifests, shard results, index, scratch."""
 
+import os
 import shutil
-from collections.abc import Iterable
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +18,12 @@ from tasks.store import Manifest, Store
 
 @dataclass(frozen=True)
 class Garbage:
-    """What a collection removes, or would remove."""
+    """What a collection removes, or would remove.
+
+    memos: results of single shards
+    index: entries of dedup's index: claims, verdicts, signatures and segments
+    bytes: what the disk gets back of objects, scratch, memos and index
+    """
 
     runs: list[str]
     manifests: list[Manifest]
@@ -39,9 +48,9 @@ def find_garbage(store: Store, keep_runs: int) -> Garbage:
     finished = [r.run_id for r in runs if r.run_id not in kept_ids and r.status != "running"]
     scratch = [path for path in sorted((store.home / "scratch").glob("*/*")) if not _is_locked(store, path)]
     index = _unclaimed_index(store, {m.key for m in dead})
-    memos = _unlinked_memos(store, [*(store.objects / name for name in objects), *index])
-    size = sum(_size(store.objects / name) for name in objects) + sum(map(_size, [*scratch, *memos, *index]))
-    return Garbage(finished, dead, objects, scratch, memos, index, size)
+    dying = [*(store.objects / name for name in objects), *scratch, *index]
+    memos = _unlinked_memos(store, dying)
+    return Garbage(finished, dead, objects, scratch, memos, index, _freed_bytes([*dying, *memos]))
 
 
 def collect(store: Store, garbage: Garbage) -> None:
@@ -106,20 +115,36 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _unlinked_memos(store: Store, dying_folders: Iterable[Path]) -> list[Path]:
+def _unlinked_memos(store: Store, dying: Iterable[Path]) -> list[Path]:
     """Shard results that no object shares any more; a result that an object holds costs no disk of its own."""
-    dying: dict[int, int] = {}
-    for folder in dying_folders:
-        for path in [folder, *folder.rglob("*")]:
-            inode = path.stat().st_ino
-            dying[inode] = dying.get(inode, 0) + 1
+    names = Counter((status.st_dev, status.st_ino) for status in _files(dying))
     found = []
     for memo in sorted((store.home / "memo").glob("*/*")):
         data = memo / "data"
-        if not data.exists() or data.stat().st_nlink - dying.get(data.stat().st_ino, 0) <= 1:
-            found.append(memo)
+        if data.exists():
+            status = data.stat()
+            if status.st_nlink - names[status.st_dev, status.st_ino] > 1:
+                continue
+        found.append(memo)
     return found
 
 
-def _size(path: Path) -> int:
-    return sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
+def _freed_bytes(dying: Iterable[Path]) -> int:
+    """Bytes of the files that lose their last name; one with several names counts once."""
+    names: Counter[tuple[int, int]] = Counter()
+    freed = 0
+    for status in _files(dying):
+        names[status.st_dev, status.st_ino] += 1
+        if names[status.st_dev, status.st_ino] == status.st_nlink:
+            freed += status.st_size
+    return freed
+
+
+def _files(paths: Iterable[Path]) -> Iterator[os.stat_result]:
+    """Every file that is one of the paths or below one; what another process removes meanwhile is passed over."""
+    for path in paths:
+        for file in [path, *path.rglob("*")]:
+            with suppress(FileNotFoundError):
+                status = file.stat()
+                if stat.S_ISREG(status.st_mode):
+                    yield status

@@ -158,6 +158,9 @@ def gc(options: argparse.Namespace) -> None:
         "runs": len(garbage.runs),
         "manifests": len(garbage.manifests),
         "objects": len(garbage.objects),
+        "scratch": len(garbage.scratch),
+        "memos": len(garbage.memos),
+        "index": len(garbage.index),
         "bytes": garbage.bytes,
         "removed": not options.dry_run,
     }
@@ -166,8 +169,9 @@ def gc(options: argparse.Namespace) -> None:
         return
     verb = "Would remove" if options.dry_run else "Removed"
     console.print(
-        f"{verb} {figures['runs']} runs, {figures['manifests']} manifests and {figures['objects']} artifacts: "
-        f"{garbage.bytes / 1e6:.1f} MB."
+        f"{verb} {figures['runs']} runs, {figures['manifests']} manifests, {figures['objects']} artifacts, "
+        f"{figures['scratch']} unfinished stages, {figures['memos']} results of shards and {figures['index']} entries "
+        f"of dedup's index: {garbage.bytes / 1e6:.1f} MB."
     )
 
 

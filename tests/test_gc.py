@@ -1,11 +1,13 @@
 """Garbage is what no kept run and no champion needs; what goes, goes manifest first, and what stays is a hit."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
 from flows.champion import Champion
+from flows.cli import main
 from flows.gc import collect, find_garbage
 from tasks.dedup import DedupConfig, dedup, index_folder, index_parameters
 from tasks.dedup_index import DedupIndex
@@ -133,6 +135,50 @@ def test_an_old_chain_of_the_index_goes_and_the_kept_one_stays(execution: Execut
     assert left < before and left <= set(index_folder(store).glob("*"))
     collect(store, find_garbage(store, keep_runs=0))
     assert [path for path in index_folder(store).rglob("*") if path.is_file()] == []
+
+
+def test_a_file_with_several_names_counts_once_and_when_its_last_name_goes(
+    execution: Execution, tmp_path: Path
+) -> None:
+    """Signatures are a shard's result and an entry of the index; verdicts lie in the artifact too."""
+    store = Store(execution.home)
+    documents = make_documents(tmp_path / "documents", {"a": [words(n, 40) for n in range(5)]})
+    kept = keep_all(tmp_path / "kept", documents)
+    outcome = obtain(dedup, DedupConfig(), {"documents": documents, "filtered": kept}, execution)
+    (verdicts,) = outcome.artifact.path.glob("attributes/*.parquet")
+    os.link(verdicts, tmp_path / "held elsewhere")
+    garbage = find_garbage(store, keep_runs=0)
+    dying = [*(store.objects / name for name in garbage.objects), *garbage.memos, *garbage.index]
+    files = {path.stat().st_ino: path.stat() for root in dying for path in [root, *root.rglob("*")] if path.is_file()}
+    assert any(status.st_nlink > 1 for status in files.values())
+    expected = sum(status.st_size for status in files.values()) - verdicts.stat().st_size
+    assert garbage.bytes == expected
+    collect(store, garbage)
+    assert not any(root.exists() for root in dying)
+
+
+def test_a_shard_result_that_unfinished_work_holds_goes_with_it(execution: Execution) -> None:
+    store = Store(execution.home)
+    memo = store.home / "memo" / "count_words" / ("b" * 64)
+    memo.mkdir(parents=True)
+    (memo / "data").write_bytes(b"result")
+    os.link(memo / "data", store.scratch("count", "a" * 64) / "output")
+    garbage = find_garbage(store, keep_runs=0)
+    assert (garbage.memos, garbage.bytes) == ([memo], 6)
+
+
+def test_a_collection_says_what_it_removes_of_the_index(
+    execution: Execution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    documents = make_documents(tmp_path / "documents", {"a": ["one text", "another text"]})
+    kept = keep_all(tmp_path / "kept", documents)
+    obtain(dedup, DedupConfig(), {"documents": documents, "filtered": kept}, execution)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["gc", "--home", str(execution.home), "--keep", "0", "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    # The claim, and of its one shard the verdicts, their digest, the signatures and the segment.
+    assert (figures["objects"], figures["memos"], figures["index"], figures["removed"]) == (1, 1, 5, True)
 
 
 def test_a_chain_that_is_being_built_on_stays(execution: Execution) -> None:
