@@ -10,12 +10,15 @@ its worst case for size: every document is kept and every bucket is new.
 # ruff: noqa: E402 (threads are limited before numpy and its like are loaded)
 
 import argparse
+import ctypes
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 for variable in ("OMP_NUM_THREADS", "RAYON_NUM_THREADS", "POLARS_MAX_THREADS"):
     os.environ[variable] = "1"
@@ -43,6 +46,9 @@ SIZES = 4
 STAGES: dict[str, Stage[Any]] = {stage.name: stage for stage in (ingest, filter, dedup, pack)}
 SHARDS = 64
 """Shards of the simulated index: merged twice, like any index of 64 to 511 shards."""
+MOST_ASKED = 10_000
+COMMIT_MEGABYTES = 300
+"""What a commit and its merges may take, whatever the size of the index."""
 
 
 @dataclass(frozen=True)
@@ -55,19 +61,36 @@ class Cost:
     peak_bytes: int
 
 
-def peak_bytes() -> int:
-    """Peak resident memory of this process alone (getrusage would count the parent's from before the exec)."""
+def resident_bytes(which: Literal["VmHWM", "VmRSS"]) -> int:
+    """Peak or present resident memory of this process alone (getrusage counts the parent's from before the exec)."""
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM"):
+        if line.startswith(which):
             return int(line.split()[1]) * 1024
-    raise ValueError("/proc/self/status has no VmHWM: this benchmark needs Linux.")
+    raise ValueError(f"/proc/self/status has no {which}: this benchmark needs Linux.")
+
+
+@dataclass(frozen=True)
+class Step:
+    """CPU seconds of a call, and how far it lifted resident memory above what it was before."""
+
+    seconds: float
+    bytes: int
+
+
+def measured(function: Callable[[], object]) -> Step:
+    """Call and measure."""
+    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but not given back would hide what the call takes
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is now what is resident
+    before, started = resident_bytes("VmRSS"), time.process_time()
+    function()
+    return Step(time.process_time() - started, resident_bytes("VmHWM") - before)
 
 
 def run_stage(name: str, config: Any, inputs: dict[str, Any], home: Path, documents: int) -> tuple[Artifact, Cost]:
     """Build one stage on one worker; its artifact and its cost."""
     started = cpu_seconds()
     built = obtain(STAGES[name], config, inputs, Execution(home=home, workers=1))
-    return built.artifact, Cost(documents, cpu_seconds() - started, built.manifest.size_bytes, peak_bytes())
+    return built.artifact, Cost(documents, cpu_seconds() - started, built.manifest.size_bytes, resident_bytes("VmHWM"))
 
 
 @dataclass(frozen=True)
@@ -168,13 +191,13 @@ def random_segment(shard: int, count: int, cfg: DedupConfig) -> tuple[NDArray[np
 
 @dataclass(frozen=True)
 class Grown:
-    """The index after some shards."""
+    """The index after some shards: what all its commits took, the memory of the largest, and a look-up at its end."""
 
     documents: int
     commit_seconds: float
-    look_up_seconds: float
+    commit_bytes: int
+    look_up: Step
     bytes: int
-    peak_bytes: int
 
 
 def grow(folder: Path, signatures: int) -> list[Grown]:
@@ -183,42 +206,45 @@ def grow(folder: Path, signatures: int) -> list[Grown]:
     index = DedupIndex(
         folder, index_parameters(cfg), chain_keys(index_parameters(cfg), "", list(map(str, range(SHARDS))))
     )
-    count, asked = signatures // SHARDS, min(signatures // SHARDS, 10_000)
-    committed, grown = 0.0, []
+    count, asked = signatures // SHARDS, min(signatures // SHARDS, MOST_ASKED)
+    commits: list[Step] = []
+    grown = []
     first = random_segment(0, count, cfg)[0][:, :asked]
     for shard in range(SHARDS):
         segment = random_segment(shard, count, cfg)[1]
-        started = time.process_time()
-        index.commit(shard, segment)
-        committed += time.process_time() - started
+        commits.append(measured(partial(index.commit, shard, segment)))
         if shard + 1 in [SHARDS >> shift for shift in range(SIZES)]:
-            new = random_segment(SHARDS, asked, cfg)[0]
-            keys = np.concatenate([first, new], axis=1)
-            started = time.process_time()
-            segments = index.segments(shard + 1)
-            hits = find(segments, keys, np.ones(2 * asked, np.bool_), cfg.bucket_size)
-            candidate_sketches(segments, hits.documents)
-            seconds = (time.process_time() - started) / (2 * asked)
-            assert set(hits.rows.tolist()) == set(range(asked)), "the index lost documents or found foreign ones"
+            keys = np.concatenate([first, random_segment(SHARDS, asked, cfg)[0]], axis=1)
+            look_up = measured(partial(ask, index.segments(shard + 1), keys, cfg))
             size = sum(path.stat().st_size for path in folder.rglob("*.npy"))
-            grown.append(Grown((shard + 1) * count, committed, seconds, size, peak_bytes()))
+            seconds, peak = sum(step.seconds for step in commits), max(step.bytes for step in commits)
+            grown.append(Grown((shard + 1) * count, seconds, peak, look_up, size))
     return grown
+
+
+def ask(segments: list[Segment], keys: NDArray[np.uint64], cfg: DedupConfig) -> None:
+    """Look documents up, of which the index has every one in the first half."""
+    hits = find(segments, keys, np.ones(keys.shape[1], np.bool_), cfg.bucket_size)
+    candidate_sketches(segments, hits.documents)
+    assert set(hits.rows.tolist()) == set(range(keys.shape[1] // 2)), "the index lost documents or found foreign ones"
 
 
 def index(folder: Path, signatures: int) -> list[Figure]:
     """Simulate the index and fit its bytes and its cost."""
     grown = in_child(grow, folder / "index", signatures)
-    print(
-        "| documents | commit and merge, CPU-µs a document | look-up, CPU-µs a document | bytes a document | peak MB |"
-    )
+    print("| documents | commit and merge, CPU-µs a document | look-up, CPU-µs a document | bytes a document | "
+          "memory of a commit, MB | mapped by the look-ups, MB |")  # fmt: skip
+    asked = 2 * min(signatures // SHARDS, MOST_ASKED)
     for g in grown:
-        print(f"| {g.documents:,} | {1e6 * g.commit_seconds / g.documents:.2f} | {1e6 * g.look_up_seconds:.1f} | "
-              f"{g.bytes / g.documents:.1f} | {g.peak_bytes / 1e6:,.0f} |")  # fmt: skip
+        print(f"| {g.documents:,} | {1e6 * g.commit_seconds / g.documents:.2f} | "
+              f"{1e6 * g.look_up.seconds / asked:.1f} | {g.bytes / g.documents:.1f} | {g.commit_bytes / 1e6:,.0f} | "
+              f"{g.look_up.bytes / 1e6:,.0f} |")  # fmt: skip
     per_document = fit([float(g.documents) for g in grown], [float(g.bytes) for g in grown])
-    last = grown[-1]
-    print(f"index of {DOCUMENTS:.0e} documents: {per_document.slope * DOCUMENTS / 1e12:.2f} TB; writing one segment of "
-          f"{last.documents:,} took {last.peak_bytes / last.documents:,.0f} bytes of memory a document")  # fmt: skip
-    return [Figure("index: bytes a document", per_document.slope, 320, "lower")]
+    print(f"index of {DOCUMENTS:.0e} documents: {per_document.slope * DOCUMENTS / 1e12:.2f} TB")
+    return [
+        Figure("index: bytes a document", per_document.slope, 320, "lower"),
+        Figure("index: memory of its largest commit", grown[-1].commit_bytes / 1e6, COMMIT_MEGABYTES, "lower", " MB"),
+    ]
 
 
 def main() -> None:

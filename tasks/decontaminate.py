@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import Field
 
+from tasks.benchmarks import CONVERSATIONS, PREFERENCES, benchmark_files
 from tasks.documents import aligned_shards, kept_rows, write_table
 from tasks.readers import read_file
 from tasks.readers.records import Bad, Text
@@ -61,12 +62,13 @@ def benchmark_texts(conversations: Artifact, preferences: Artifact, benchmarks: 
     """Each text of the validation splits and benchmark files, with the benchmark and the item it stems from.
 
     Raises:
-        ValueError: a benchmark file, or a record of it, cannot be read: what it asks could not be protected.
+        ValueError: a benchmark file, or a record of it, cannot be read: what it asks could not be protected; two
+            files have one name.
     """
-    rows = [("conversations", *row) for row in _conversation_texts(conversations.path / "validation.parquet")]
-    rows += [("preferences", *row) for row in _preference_texts(preferences.path / "validation.parquet")]
-    for file in benchmarks.files if benchmarks else ():
-        rows += [(file.name, *row) for row in _file_texts(file)]
+    rows = [(CONVERSATIONS, *row) for row in _conversation_texts(conversations.path / "validation.parquet")]
+    rows += [(PREFERENCES, *row) for row in _preference_texts(preferences.path / "validation.parquet")]
+    for name, file in benchmark_files(benchmarks).items() if benchmarks else ():
+        rows += [(name, *row) for row in _file_texts(file)]
     columns = list(zip(*rows)) or [(), (), ()]
     return pa.table([list(column) for column in columns], schema=BENCHMARK_SCHEMA)
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
+from tasks.benchmarks import benchmark_files
 from tasks.readers import read_file
 from tasks.readers.records import Row
 from tasks.source import Source, SourceFile
@@ -37,21 +37,17 @@ def read_questions(benchmarks: Source, prompt_format: str, limit: int) -> list[Q
     """The first `limit` questions of each file; records without choices are no questions.
 
     Raises:
-        ValueError: a record has choices, but not the fields of the prompt, or no right answer among them.
+        ValueError: a record has choices, but not the fields of the prompt, or no right answer among them; two files
+            have one name.
     """
-    return [question for file in benchmarks.files for question in islice(_questions_of(file, prompt_format), limit)]
+    files = benchmark_files(benchmarks).items()
+    return [question for name, file in files for question in islice(_questions_of(name, file, prompt_format), limit)]
 
 
-def _questions_of(file: SourceFile, prompt_format: str) -> Iterator[Question]:
+def _questions_of(benchmark: str, file: SourceFile, prompt_format: str) -> Iterator[Question]:
     for item in read_file(file.path, file.name):
         if isinstance(item, Row) and "choices" in item.fields:
-            yield _question(benchmark_name(file), item.place, item.fields, prompt_format)
-
-
-def benchmark_name(file: SourceFile) -> str:
-    """`mmlu/law.jsonl.gz` is mmlu/law: two folders may each have a file of one name."""
-    path = PurePosixPath(file.name)
-    return str(path.with_name(path.name.partition(".")[0]))
+            yield _question(benchmark, item.place, item.fields, prompt_format)
 
 
 def _question(benchmark: str, place: str, row: Mapping[str, Any], prompt_format: str) -> Question:

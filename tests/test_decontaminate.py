@@ -81,8 +81,8 @@ def test_benchmark_files_are_protected_whatever_their_fields_are(tmp_path: Path)
     outcome = run(tmp_path, shards, validation(tmp_path, ["short"]) | given)
     assert reasons(outcome) == ["contaminated", "contaminated", "", "contaminated"]
     metrics = outcome.manifest.metrics
-    assert (metrics["items/quiz.jsonl"], metrics["items_overlapping/quiz.jsonl"]) == (2, 1)
-    assert (metrics["items/story.txt"], metrics["items_overlapping/story.txt"]) == (1, 1)
+    assert (metrics["items/quiz"], metrics["items_overlapping/quiz"]) == (2, 1)
+    assert (metrics["items/story"], metrics["items_overlapping/story"]) == (1, 1)
     assert metrics["items_overlapping/conversations"] == 0
 
 

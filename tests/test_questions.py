@@ -8,8 +8,7 @@ import pytest
 
 from tasks.evaluate import EvaluateConfig, evaluate
 from tasks.execution import Execution
-from tasks.questions import benchmark_name
-from tasks.source import SourceFile, resolve_source
+from tasks.source import resolve_source
 from tasks.stage import Artifact, build
 from tests.inference_helpers import World, make_world, scores_of
 
@@ -36,12 +35,6 @@ LIKELIHOOD = """metric_list:
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return make_world(tmp_path_factory.mktemp("world"))
-
-
-def test_a_benchmark_is_named_by_its_file_without_endings_in_its_folder() -> None:
-    names = ("quiz.jsonl", "a/test.jsonl.gz", "b/test.jsonl.gz", "v1.2/quiz.jsonl", "v1.3/quiz.jsonl")
-    found = [benchmark_name(SourceFile(name, Path(name), 0, "")) for name in names]
-    assert found == ["quiz", "a/test", "b/test", "v1.2/quiz", "v1.3/quiz"]
 
 
 def write_benchmarks(folder: Path) -> Path:
