@@ -162,7 +162,7 @@ def pipeline_speed(bench: Bench) -> list[Figure]:
 
 def increments(bench: Bench) -> list[Figure]:
     """Show 5: ten increments against one run, and the price of the last tenth, each price in a process of its own."""
-    texts = plant(bench.texts(4_000 * bench.size), 0.3, seed=2).texts
+    texts = plant(bench.texts(4_000 * max(bench.size, 2)), 0.3, seed=2).texts
     whole = documents_artifact(texts, bench.folder / "inc-whole", shards=20)
     warm_up = documents_artifact(texts[:200], bench.folder / "inc-warm", 1)
     prices = []

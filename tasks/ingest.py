@@ -7,6 +7,7 @@ the run only past a stated share.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from tasks.readers import read_file
 from tasks.readers.parts import SPLITTABLE, count_parts, read_part
 from tasks.readers.records import Bad, HtmlExtractor, Item, Row, Text, shown
 from tasks.shards import ShardJob, map_shards
-from tasks.source import Source, SourceFile, group_files, group_name, source_name
+from tasks.source import Source, group_files, group_name, source_name
 from tasks.stage import StageConfig, StageRun, stage
 
 _ERRORS_KEY = "bessemer.errors"
@@ -67,25 +68,15 @@ def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     Raises:
         ValueError: too many unreadable records, or no document at all.
     """
-    entry_jobs = [ShardJob((path,), run.out / "shards" / path.name) for path in extract_entries(run, corpus.files)]
-    file_jobs = []
-    part_jobs = []
-    shard_bytes = round(cfg.shard_megabytes * 1e6)
-    others = [file for file in corpus.files if not is_python(file)]
-    for file in (file for file in others if is_large(file, shard_bytes)):
-        listing = write_listing(run, [file])
-        for part in range(count_parts(file.bytes, shard_bytes)):
-            output = run.out / "shards" / f"{group_name([file])}-{part:06d}.parquet"
-            part_jobs.append(ShardJob((listing, _write_part(run, part), file.path), output))
-    for group in group_files([file for file in others if not is_large(file, shard_bytes)], shard_bytes):
-        output = run.out / "shards" / f"{group_name(group)}.parquet"
-        file_jobs.append(ShardJob((write_listing(run, group), *(file.path for file in group)), output))
+    jobs = jobs_of(run, cfg, corpus)
     counts = [
-        *map_shards(run, documents_of_entries, entry_jobs, cfg),
-        *map_shards(run, documents_of_files, file_jobs, cfg),
-        *map_shards(run, documents_of_part, part_jobs, cfg),
+        *map_shards(run, documents_of_entries, jobs.entries, cfg),
+        *map_shards(run, documents_of_files, [*jobs.groups, *jobs.wholes], cfg),
+        *map_shards(run, documents_of_part, jobs.parts, cfg),
     ]
-    errors = [error for job in [*entry_jobs, *file_jobs, *part_jobs] for error in shard_errors(job.output)]
+    _divide(run, cfg, [job.output for job in jobs.wholes])
+    outputs = [job.output for job in (*jobs.entries, *jobs.groups, *jobs.wholes, *jobs.parts)]
+    errors = [error for output in outputs for error in shard_errors(output)]
     documents = sum(count["documents"] for count in counts)
     check_bad_share(errors, documents, cfg.max_bad_share, "ingest.max_bad_share")
     if not documents:
@@ -98,6 +89,35 @@ def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     run.metric("documents", documents)
     run.metric("text_bytes", sum(count["text_bytes"] for count in counts))
     run.metric("empty_records", sum(count["empty_records"] for count in counts))
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """What is read as one unit: what Python files document, groups of files, whole large files, and parts of such."""
+
+    entries: list[ShardJob]
+    groups: list[ShardJob]
+    wholes: list[ShardJob]
+    parts: list[ShardJob]
+
+
+def jobs_of(run: StageRun, cfg: IngestConfig, corpus: Source) -> Jobs:
+    """Divide the files of a corpus; all but `wholes`, which have to be divided once they are read, write a shard."""
+    shards, shard_bytes = run.out / "shards", round(cfg.shard_megabytes * 1e6)
+    jobs = Jobs([ShardJob((path,), shards / path.name) for path in extract_entries(run, corpus.files)], [], [], [])
+    others = [file for file in corpus.files if not is_python(file)]
+    for group in group_files([file for file in others if file.bytes <= 2 * shard_bytes], shard_bytes):
+        inputs = (write_listing(run, group), *(file.path for file in group))
+        jobs.groups.append(ShardJob(inputs, shards / f"{group_name(group)}.parquet"))
+    for file in (file for file in others if file.bytes > 2 * shard_bytes):
+        name, listing = group_name([file]), write_listing(run, [file])
+        if not file.name.lower().endswith(SPLITTABLE):
+            jobs.wholes.append(ShardJob((listing, file.path), run.scratch / "whole" / f"{name}.parquet"))
+            continue
+        for part in range(count_parts(file.bytes, shard_bytes)):
+            inputs = (listing, _write_part(run, part), file.path)
+            jobs.parts.append(ShardJob(inputs, shards / f"{name}-{part:06d}.parquet"))
+    return jobs
 
 
 def documents_of_entries(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig) -> Mapping[str, float]:
@@ -121,9 +141,39 @@ def documents_of_files(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig
     return write_documents(items, output, cfg)
 
 
-def is_large(file: SourceFile, shard_bytes: int) -> bool:
-    """Whether the file is cut into several shards."""
-    return file.bytes > 2 * shard_bytes and file.name.lower().endswith(SPLITTABLE)
+def _divide(run: StageRun, cfg: IngestConfig, wholes: Iterable[Path]) -> None:
+    """Cut the documents of large files that could only be read as a whole into shards."""
+    jobs = [
+        ShardJob((whole, _write_part(run, part)), run.out / "shards" / f"{whole.stem}-{part:06d}.parquet")
+        for whole in wholes
+        for part in range(len(_row_group_ranges(whole, cfg)))
+    ]
+    map_shards(run, documents_of_row_groups, jobs, cfg)
+
+
+def _row_group_ranges(whole: Path, cfg: IngestConfig) -> list[range]:
+    """Consecutive row groups that make up a shard each."""
+    metadata = pq.read_metadata(whole)
+    ranges, start, size = [], 0, 0
+    for group in range(metadata.num_row_groups):
+        size += metadata.row_group(group).total_byte_size
+        if size >= cfg.shard_megabytes * 1e6 or group == metadata.num_row_groups - 1:
+            ranges.append(range(start, group + 1))
+            start, size = group + 1, 0
+    return ranges
+
+
+def documents_of_row_groups(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig) -> Mapping[str, float]:
+    """Shard function: (documents of a large file, number of the part) -> the documents of that part."""
+    whole, part = inputs
+    groups = _row_group_ranges(whole, cfg)[int(part.read_text())]
+    with (
+        pq.ParquetFile(whole) as file,
+        pq.ParquetWriter(output, DOCUMENT_SCHEMA, compression="zstd", write_statistics=False) as writer,
+    ):
+        for group in groups:
+            writer.write_table(file.read_row_group(group))
+    return {}
 
 
 def _write_part(run: StageRun, part: int) -> Path:
@@ -142,10 +192,14 @@ def documents_of_part(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig)
 
 
 def write_documents(items: Iterable[tuple[str, Item]], output: Path, cfg: IngestConfig) -> Mapping[str, float]:
-    """Write one shard, a row group at a time, so that memory does not grow with the file."""
+    """Write one shard, a row group at a time, so that memory does not grow with the file.
+
+    A row group ends at ROW_GROUP_ROWS documents, or as many characters as a shard has bytes on average.
+    """
     errors: list[ErrorRecord] = []
     counts = {"documents": 0.0, "text_bytes": 0.0, "empty_records": 0.0}
     rows: list[DocumentRow] = []
+    characters = 0
     with pq.ParquetWriter(output, DOCUMENT_SCHEMA, compression="zstd", write_statistics=False) as writer:
         for name, item in items:
             document = document_of(name, item, cfg)
@@ -155,9 +209,10 @@ def write_documents(items: Iterable[tuple[str, Item]], output: Path, cfg: Ingest
                 counts["empty_records"] += 1
             else:
                 rows.append(document)
-            if len(rows) == ROW_GROUP_ROWS:
+                characters += len(document.text)
+            if len(rows) == ROW_GROUP_ROWS or characters > cfg.shard_megabytes * 1e6:
                 _write_rows(writer, rows, counts)
-                rows = []
+                rows, characters = [], 0
         _write_rows(writer, rows, counts)
         writer.add_key_value_metadata({_ERRORS_KEY: canonical_json([list(e) for e in errors]).decode()})
     return counts

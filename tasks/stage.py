@@ -25,7 +25,6 @@ from tasks.store import (
     Manifest,
     Store,
     StoreDamage,
-    digest_directory,
     explain_full_disk,
     list_files,
     now_utc,
@@ -251,7 +250,6 @@ def _build_now(
     started, cpu_started = time.monotonic(), _cpu_seconds()
     stage.function(run, config, **inputs)
     assert list_files(run.out), f"stage {stage.name} wrote nothing"
-    _, size = digest_directory(run.out)
     artifact = store.publish(run.out)
     manifest = Manifest(
         stage=stage.name,
@@ -266,7 +264,7 @@ def _build_now(
         seconds=time.monotonic() - started,
         cpu_seconds=_cpu_seconds() - cpu_started,
         input_bytes=sum(value.size_bytes for value in inputs.values()),
-        size_bytes=size,
+        size_bytes=artifact.size_bytes,
         created=now_utc(),
         environment=environment(execution),
     )

@@ -135,8 +135,7 @@ def explain_full_disk(home: Path, doing: str) -> Iterator[None]:
 
 def list_files(directory: Path) -> list[Path]:
     """All regular files below `directory`, sorted by their POSIX relative name."""
-    found = [path for path in directory.rglob("*") if path.is_file()]
-    return sorted(found, key=lambda path: path.relative_to(directory).as_posix())
+    return sorted((path for path in directory.rglob("*") if path.is_file()), key=Path.as_posix)
 
 
 class Store:

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import random
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,35 @@ def test_a_large_parquet_file_is_cut_by_row_groups(tmp_path: Path, execution: Ex
     assert len(document_shards(artifact)) > 3
     assert [row["text"] for row in rows(artifact)] == texts
     assert rows(artifact)[4321]["origin"] == "a.parquet row 4322"
+
+
+def test_a_large_compressed_file_is_cut_into_shards(tmp_path: Path, execution: Execution) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rng = random.Random(1)
+    texts = [f"Text {i} " + "".join(rng.choices("abcdefgh", k=400)) for i in range(600)]
+    lines = [json.dumps({"text": text}) for text in texts]
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress("\n".join([*lines[:300], "broken", "{}", *lines[300:]]).encode()))
+    (folder / "b.txt").write_text("A small file.")
+    artifact, metrics = run(folder, execution, shard_megabytes=0.02)
+    shards = [path for path in document_shards(artifact) if path.name.startswith("a")]
+    assert len(shards) > 8
+    assert max(len("".join(pq.read_table(shard)["text"].to_pylist())) for shard in shards) < 2 * 0.02e6
+    assert [row["text"] for row in rows(artifact)] == [*texts, "A small file."]
+    assert [error["place"] for error in errors(artifact)] == ["line 301", "line 302"]
+    assert (metrics["documents"], metrics["bad_records"]) == (601, 2)
+    assert rows(artifact)[-2]["origin"] == "a.jsonl.gz line 602"
+
+
+def test_a_row_group_of_long_documents_has_few(tmp_path: Path, execution: Execution) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    texts = [f"{i}" + "x" * 90_000 for i in range(10)]
+    (folder / "a.jsonl.gz").write_bytes(gzip.compress("\n".join(json.dumps({"text": t}) for t in texts).encode()))
+    artifact, _ = run(folder, execution, shard_megabytes=0.2)
+    (shard,) = document_shards(artifact)
+    assert [row["text"] for row in rows(artifact)] == texts
+    assert pq.ParquetFile(shard).num_row_groups == 4
 
 
 def test_long_files_are_written_in_row_groups(tmp_path: Path, execution: Execution) -> None:

@@ -1,7 +1,7 @@
 """Parts of one large file, so that no shard and no memory grows with it: JSON Lines by bytes, Parquet by row groups.
 
 Parts have a fixed size in bytes, so a file that grows changes its last part only. A compressed file cannot be entered
-in the middle and stays whole.
+in the middle: ingest reads it once from its start, and cuts the documents found.
 """
 
 from collections.abc import Iterator
