@@ -6,7 +6,7 @@ saw a document.
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -32,6 +32,8 @@ class Batch:
     sequence_ids: Ints | None = None  # index of the packed sequence a position belongs to, -1 in padding
     reference_log_probs: NDArray[np.float32] | None = None  # (sequences,): summed, under the reference model
     label_counts: Ints | None = None  # (sequences,): labels that each packed sequence has
+    source_ids: Ints | None = None  # index of the source that a label belongs to
+    source_bytes: NDArray[np.float32] | None = None  # (rows, sources): bytes of text that the labels of each stand for
 
     @property
     def positions(self) -> int:
@@ -131,6 +133,19 @@ def plan_steps(windows: int, batch: Ramp, row: Ramp) -> StepPlan:
     return StepPlan(np.array(taken, dtype=np.int64), np.array(lengths, dtype=np.int64))
 
 
+@dataclass(frozen=True)
+class TokenSources:
+    """Which source each token of a stream is from: run i ends before token ends[i] and belongs to names[owners[i]]."""
+
+    names: tuple[str, ...]
+    ends: Ints  # ascending
+    owners: Ints
+
+    def of(self, positions: Ints) -> Ints:
+        """Indices of the sources of the tokens at these positions, in the shape of `positions`."""
+        return self.owners[np.searchsorted(self.ends, positions, side="right")]
+
+
 class WindowBatches:
     """Pretraining: consecutive windows of a token stream, each once per epoch; every token is a label once.
 
@@ -145,15 +160,18 @@ class WindowBatches:
         seed: int,
         token_bytes: NDArray[np.float32],
         endoftext_id: int = -1,
+        sources: TokenSources | None = None,
     ) -> None:
-        """tokens: (tokens,), may be a memory map. A given `endoftext_id` keeps attention inside each document."""
+        """tokens: (tokens,), may be a memory map. A given `endoftext_id` keeps attention inside each document; given
+        `sources`, batches tell whose each label is.
+        """
         self.windows = (len(tokens) - 1) // window
         if self.windows < 1:
             raise ValueError(
                 f"The text has {len(tokens)} tokens, less than one window of {window} + 1. Give more text."
             )
         self._tokens, self._plan, self._window, self._seed = tokens, plan, window, seed
-        self._token_bytes, self._endoftext_id = token_bytes, endoftext_id
+        self._token_bytes, self._endoftext_id, self._sources = token_bytes, endoftext_id, sources
 
     def items(self, step: int) -> Ints:
         first, last = self._plan.first_window[step : step + 2]
@@ -168,7 +186,14 @@ class WindowBatches:
         inputs, labels = spans[:, :-1].reshape(-1, length), spans[:, 1:].reshape(-1, length)
         # <|endoftext|> opens the document after it, as it does when the model is prompted.
         documents = (inputs == self._endoftext_id).cumsum(1) if self._endoftext_id >= 0 else None
-        return Batch(inputs.copy(), labels.copy(), self._token_bytes[labels].sum(1), document_ids=documents)
+        sizes = self._token_bytes[labels]
+        batch = Batch(inputs.copy(), labels.copy(), sizes.sum(1), document_ids=documents)
+        return batch if self._sources is None else self._with_sources(batch, items, sizes, self._sources)
+
+    def _with_sources(self, batch: Batch, items: Ints, sizes: NDArray[np.float32], sources: TokenSources) -> Batch:
+        owners = sources.of(items[:, None] * self._window + np.arange(1, self._window + 1)).reshape(sizes.shape)
+        by_source = [np.where(owners == source, sizes, 0).sum(1) for source in range(len(sources.names))]
+        return replace(batch, source_ids=owners, source_bytes=np.stack(by_source, axis=1))
 
     def weight(self, items: Ints) -> float:
         return float(self.tokens(items))

@@ -29,20 +29,36 @@ class Objective(nn.Module):
 
 
 class NextToken(Objective):
-    """Cross-entropy of the next token; in evaluation also how often the likeliest token was right."""
+    """Cross-entropy of the next token; in evaluation also how often the likeliest token was right, and, given the
+    names of `sources`, what each adds to the sums: `nll/web`, `labels/web`, `bytes/web`."""
 
-    names = ("nll", "labels", "bytes", "correct")
+    names: tuple[str, ...] = ("nll", "labels", "bytes", "correct")
 
-    def __init__(self, transformer: Transformer, z_loss: float = 0.0) -> None:
+    def __init__(self, transformer: Transformer, z_loss: float = 0.0, sources: tuple[str, ...] = ()) -> None:
         super().__init__(transformer)
         self.z_loss = z_loss
+        self.sources = len(sources)
+        self.names += tuple(f"{name}/{source}" for name in ("nll", "labels", "bytes") for source in sources)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         hidden, weight, labels = self._hidden(batch), self.transformer.head_weight, batch["labels"]
-        loss = linear_cross_entropy(hidden, weight, labels, self.z_loss if self.training else 0.0, reduction="sum")
+        if self.training or not self.sources:
+            loss = linear_cross_entropy(hidden, weight, labels, self.z_loss if self.training else 0.0, reduction="sum")
+            by_source = loss.new_zeros(3 * self.sources)
+        else:
+            by_source = self._by_source(hidden, batch)
+            loss = by_source[: self.sources].sum()
         correct = loss.new_zeros(()) if self.training else count_correct(hidden, weight, labels)
         sums = torch.stack([loss.detach(), (labels != IGNORED).sum(), batch["label_bytes"].sum(), correct])
-        return loss, sums.float()
+        return loss, torch.cat([sums.float(), by_source.float()])
+
+    def _by_source(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Nats, labels and bytes of each source: (3 * sources,), without a gradient."""
+        labels, owners = batch["labels"], batch["source_ids"].reshape(-1)
+        nats = -token_log_probs(hidden.detach(), self.transformer.head_weight.detach(), labels).reshape(-1)
+        empty = nats.new_zeros(self.sources)
+        found = empty.index_add(0, owners, nats), empty.index_add(0, owners, (labels != IGNORED).reshape(-1).to(nats))
+        return torch.cat([*found, batch["source_bytes"].sum(0).to(nats)])
 
 
 class Preference(Objective):

@@ -7,6 +7,7 @@ of their ids, which are hashes, so two evaluations of one corpus share their doc
 import json
 import lzma
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,7 @@ def text_figures(
 ) -> dict[str, float]:
     """Loss, perplexity and bits per byte, over all and by source, with xz of the same text as a yardstick."""
     from model.scoring import bits_per_byte
+    from tasks.token_sources import report_names
 
     tokens, total_bytes, total_nats = sum(len(d.ids) for d in documents), sum(map(len, texts)), sum(nats)
     figures = {
@@ -174,8 +176,12 @@ def text_figures(
         "val_bits_per_byte": bits_per_byte(total_nats, total_bytes),
         "xz_bits_per_byte": 8 * len(lzma.compress(b"".join(texts), preset=9)) / total_bytes,
     }
-    for source in sorted({d.source for d in documents}):
-        rows = [i for i, d in enumerate(documents) if d.source == source]
+    lengths: Counter[str] = Counter()
+    for document in documents:
+        lengths[document.source] += len(document.ids)
+    reported = report_names(lengths)
+    for source in sorted(set(reported.values())):
+        rows = [i for i, d in enumerate(documents) if reported[d.source] == source]
         size = sum(len(texts[i]) for i in rows)
         figures[f"bits_per_byte/{source}"] = bits_per_byte(sum(nats[i] for i in rows), size)
     return figures

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from model.data import StepPlan, WindowBatches
+    from model.data import StepPlan, TokenSources, WindowBatches
     from model.train import Validation
     from model.transformer import ModelConfig
+
+
+MAX_NATS = 700.0
+"""Of a perplexity's exponent: beyond, it is no number."""
 
 
 class PretrainConfig(TrainingConfig):
@@ -201,7 +205,7 @@ def text_batches(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "Win
     )
 
 
-def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "Validation":
+def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path, sources: "TokenSources") -> "Validation":
     """Windows spread evenly over the validation split, as many as validation_tokens allows."""
     import numpy as np
 
@@ -215,16 +219,24 @@ def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "Vali
     length = min(cfg.sequence_length, len(stream) - 1)
     plan = plan_steps(1, Ramp(1, 1), Ramp(length, length))
     endoftext = tokenizer.endoftext_id if cfg.document_attention else -1
-    batches = WindowBatches(stream, plan, length, 0, bytes_of_tokens(tokenizer), endoftext)
+    batches = WindowBatches(stream, plan, length, 0, bytes_of_tokens(tokenizer), endoftext, sources)
     count = min(batches.windows, max(1, cfg.validation_tokens // length))
     return Validation(batches, np.arange(count, dtype=np.int64) * batches.windows // count)
 
 
 def language_figures(sums: Mapping[str, float]) -> dict[str, float]:
-    """Nats per token, perplexity and bits per byte, which alone compares across tokenizers."""
-    loss = sums["nll"] / max(sums["labels"], 1)
-    bits = sums["nll"] / math.log(2) / max(sums["bytes"], 1)
-    return {"loss": loss, "bits_per_byte": bits}
+    """Nats per token, and bits per byte, which alone compare across tokenizers; both by source, where one was seen."""
+    figures = {
+        "loss": sums["nll"] / max(sums["labels"], 1),
+        "bits_per_byte": sums["nll"] / math.log(2) / max(sums["bytes"], 1),
+    }
+    for name, size in sums.items():
+        kind, _, source = name.partition("/")
+        if kind == "bytes" and source and size:
+            nats = sums[f"nll/{source}"]
+            figures[f"bits_per_byte/{source}"] = nats / math.log(2) / size
+            figures[f"perplexity/{source}"] = math.exp(min(nats / sums[f"labels/{source}"], MAX_NATS))
+    return figures
 
 
 def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Path]) -> None:
@@ -233,6 +245,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
     from model.objectives import NextToken
     from model.transformer import Transformer
     from tasks.contract import check_contract
+    from tasks.token_sources import token_sources
 
     tokens_dir, tokenizer_dir = inputs["tokens"], inputs["tokenizer"]
     check_contract(tokenizer_dir, tokens_dir)
@@ -242,12 +255,14 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
     tokens = float(plan.first_window[-1]) * cfg.sequence_length
     transformer = Transformer(model_shape(cfg, int(meta["vocab_size"])))
     transformer.initialize(cfg.seed)
-    parallel = place_objective(run, cfg, NextToken(transformer, cfg.z_loss))
-    data = TrainingData(batches, _validation(cfg, tokens_dir, tokenizer_dir), language_figures, plan.steps, tokens)
+    sources = token_sources(tokens_dir, "validation")
+    parallel = place_objective(run, cfg, NextToken(transformer, cfg.z_loss, sources.names))
+    validation = _validation(cfg, tokens_dir, tokenizer_dir, sources)
+    data = TrainingData(batches, validation, language_figures, plan.steps, tokens)
     final = train(run, cfg, parallel, data)
     finish(run, parallel, tokenizer_dir, ("<|endoftext|>",))
     if is_first_process():
-        final["val_perplexity"] = math.exp(min(final["val_loss"], 700.0))
+        final["val_perplexity"] = math.exp(min(final["val_loss"], MAX_NATS))
         figures = {
             "train_tokens": tokens,
             "steps": plan.steps,

@@ -1,19 +1,14 @@
 """A small model trained for seconds, with its tokens and tokenizer, for the tests of quantization and inference."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 
 from model.losses import linear_cross_entropy
 from model.shape import ModelConfig
-from model.tokenizer import Tokenizer
 from model.transformer import Transformer
 from tasks.model_files import save_model
 from tasks.overlap import write_overlap
@@ -22,23 +17,8 @@ from tests.training_helpers import artifact, make_preferences, make_tokenizer, m
 
 
 def make_scored_tokens(folder: Path, tokenizer: Artifact) -> Artifact:
-    """`make_tokens` with the spans that scoring needs; the eighth of the topics that is for validation."""
+    """`make_tokens` with what scoring needs to know of memorised text."""
     make_tokens(folder, tokenizer)
-    loaded, rows, start = Tokenizer.load(tokenizer.path), [], 0
-    for name, text in list(topics.items())[::8]:
-        length = len(loaded.encode(text)) + 1
-        rows.append(
-            {
-                "doc_id": hashlib.md5(name.encode()).hexdigest(),
-                "source": "even" if len(rows) % 2 == 0 else "odd",
-                "split": "validation",
-                "start": start,
-                "tokens": length,
-                "bytes": len(text.encode()),
-            }
-        )
-        start += length
-    pq.write_table(pa.Table.from_pylist(rows), folder / "spans.parquet")
     write_overlap(folder)
     return artifact(folder)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from pydantic import ValidationError
@@ -90,7 +91,21 @@ def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution:
     tokenizer = AutoTokenizer.from_pretrained(outcome.artifact.path)
     sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(range(VOCAB_SIZE - 4))] + [0] * 4
     bits = loss * len(labels) / math.log(2) / sum(sizes[token] for token in labels)
-    assert outcome.manifest.metrics["val_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+    metrics = outcome.manifest.metrics
+    assert metrics["val_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+    spans = pq.read_table(inputs["tokens"].path / "spans.parquet", filters=[("split", "=", "validation")]).to_pylist()
+    owners = np.concatenate([[span["source"]] * span["tokens"] for span in spans])[1 : len(labels) + 1]
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").numpy()
+    for source in ("even", "odd"):
+        mine = owners == source
+        text_bytes = sum(sizes[token] for token, is_mine in zip(labels, mine) if is_mine)
+        expected = nats[mine].sum() / math.log(2) / text_bytes
+        assert metrics[f"val_bits_per_byte/{source}"] == pytest.approx(expected, rel=1e-5)
+        assert metrics[f"val_perplexity/{source}"] == pytest.approx(math.exp(nats[mine].mean()), rel=1e-5)
+    points = curve(outcome, execution)
+    assert points[-1]["val_bits_per_byte/odd"] == metrics["val_bits_per_byte/odd"]
+    assert not [name for name in points[0] if "/" in name], "sources are told apart in validation only"
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [128, 16384])

@@ -1,6 +1,7 @@
 """Tiny tokenizers, token streams, conversations and pairs as artifacts, for the tests of the training stages."""
 
 import json
+from hashlib import md5
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -55,15 +56,24 @@ def make_tokenizer(folder: Path) -> Artifact:
 
 
 def make_tokens(folder: Path, tokenizer: Artifact) -> Artifact:
-    """Help topics as packed tokens: every eighth for validation."""
+    """Help topics as packed tokens, every eighth for validation, with their spans: from the sources even and odd."""
     folder.mkdir(parents=True)
     tok = Tokenizer.load(tokenizer.path)
-    texts = list(topics.values())
+    documents = list(topics.items())
+    spans: list[dict[str, Any]] = []
     meta: dict[str, Any] = {"vocab_size": tok.vocab_size, "dtype": "uint16"}
-    for split, chosen in (("train", [t for i, t in enumerate(texts) if i % 8]), ("validation", texts[::8])):
-        ids = [np.array([*tok.encode(text), tok.endoftext_id], dtype="<u2") for text in chosen]
+    for split, chosen in (("train", [d for i, d in enumerate(documents) if i % 8]), ("validation", documents[::8])):
+        ids = [np.array([*tok.encode(text), tok.endoftext_id], dtype="<u2") for _, text in chosen]
+        sizes = [len(text.encode()) for _, text in chosen]
+        start = 0
+        for number, (name, _) in enumerate(chosen):
+            place = {"start": start, "tokens": len(ids[number]), "bytes": sizes[number]}
+            source = "odd" if number % 2 else "even"
+            spans.append({"doc_id": md5(name.encode()).hexdigest(), "source": source, "split": split, **place})
+            start += len(ids[number])
         np.concatenate(ids).tofile(folder / f"{split}.bin")
-        meta |= {f"{split}_tokens": sum(map(len, ids)), f"{split}_bytes": sum(len(t.encode()) for t in chosen)}
+        meta |= {f"{split}_tokens": start, f"{split}_bytes": sum(sizes)}
+    pq.write_table(pa.Table.from_pylist(spans), folder / "spans.parquet")
     (folder / "meta.json").write_text(json.dumps(meta))
     (folder / CONTRACT_FILE).write_bytes((tokenizer.path / CONTRACT_FILE).read_bytes())
     return artifact(folder)
