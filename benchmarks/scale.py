@@ -2,9 +2,9 @@
 
 Usage: python -m benchmarks.scale [--quick] [--corpus SPEC] [--only stages index] [--signatures N]
 
-Every stage runs in a fresh process on one worker. Cost is a straight line over the number of documents: its slope is
-the price of a document, its intercept what starting costs. The index is simulated with random signatures, which is
-its worst case for size: every document is kept and every bucket is new.
+Every stage runs in a fresh process on one worker, first on WARM_UP documents, which is what starting costs, then on
+those that are measured. Cost is a straight line over their number: its slope is the price of a document. The index is
+simulated with random signatures, its worst case for size: every document is kept and every bucket is new.
 """
 
 # ruff: noqa: E402 (threads are limited before numpy and its like are loaded)
@@ -39,10 +39,11 @@ from tasks.filter import FilterConfig, filter
 from tasks.ingest import IngestConfig, ingest
 from tasks.pack import PackConfig, pack
 from tasks.source import resolve_source
-from tasks.stage import Artifact, Stage, obtain
+from tasks.stage import Artifact, Outcome, Stage, StageConfig, obtain
 
 DOCUMENTS, TOKENS = 1e9, 1e13
 SIZES = 4
+WARM_UP = 200
 STAGES: dict[str, Stage[Any]] = {stage.name: stage for stage in (ingest, filter, dedup, pack)}
 SHARDS = 64
 """Shards of the simulated index: merged twice, like any index of 64 to 511 shards."""
@@ -53,10 +54,11 @@ COMMIT_MEGABYTES = 300
 
 @dataclass(frozen=True)
 class Cost:
-    """What one run took: CPU seconds, bytes written and the peak of resident memory."""
+    """What one run took: CPU seconds, those before it for starting, bytes written, the peak of resident memory."""
 
     documents: int
     seconds: float
+    start_seconds: float
     bytes: int
     peak_bytes: int
 
@@ -86,31 +88,53 @@ def measured(function: Callable[[], object]) -> Step:
     return Step(time.process_time() - started, resident_bytes("VmHWM") - before)
 
 
-def run_stage(name: str, config: Any, inputs: dict[str, Any], home: Path, documents: int) -> tuple[Artifact, Cost]:
-    """Build one stage on one worker; its artifact and its cost."""
+@dataclass(frozen=True)
+class Call:
+    """A stage call to measure."""
+
+    stage: str
+    config: StageConfig
+    inputs: dict[str, Any]
+
+    def build(self, home: Path) -> Outcome:
+        """Build it on one worker."""
+        return obtain(STAGES[self.stage], self.config, self.inputs, Execution(home=home, workers=1))
+
+
+def run_call(call: Call, warm_up: Call | None, home: Path, documents: int) -> tuple[Artifact, Cost]:
+    """Build a stage, after another call of it if there is one; its artifact and its cost."""
     started = cpu_seconds()
-    built = obtain(STAGES[name], config, inputs, Execution(home=home, workers=1))
-    return built.artifact, Cost(documents, cpu_seconds() - started, built.manifest.size_bytes, resident_bytes("VmHWM"))
+    if warm_up:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            warm_up.build(Path(elsewhere))
+    warm = cpu_seconds()
+    built = call.build(home)
+    cost = Cost(documents, cpu_seconds() - warm, warm - started, built.manifest.size_bytes, resident_bytes("VmHWM"))
+    return built.artifact, cost
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The cost of each stage at one size, with the index that dedup left and the tokens that pack wrote."""
+    """The calls of the stages at one size and their costs, the index that dedup left, the tokens that pack wrote."""
 
-    stages: dict[str, Cost]
+    calls: dict[str, Call]
+    costs: dict[str, Cost]
     index_bytes: int
     documents: int
     tokens: int
 
 
-def stages_at(texts: list[str], tokenizer: Artifact, folder: Path) -> Measured:
+def stages_at(texts: list[str], tokenizer: Artifact, folder: Path, warm_up: Measured | None = None) -> Measured:
     """Ingest, filter, dedup and pack these texts, each stage in a process of its own."""
     home, count = folder / "home", len(texts)
     corpus = resolve_source(str(write_jsonl(texts, folder / "text" / "documents.jsonl").parent), home / "cache")
+    calls: dict[str, Call] = {}
     costs: dict[str, Cost] = {}
 
-    def carry_out(stage: Stage[Any], config: Any, **inputs: Any) -> Artifact:
-        artifact, costs[stage.name] = in_child(run_stage, stage.name, config, inputs, home, count)
+    def carry_out(stage: Stage[Any], config: StageConfig, **inputs: Any) -> Artifact:
+        call = calls[stage.name] = Call(stage.name, config, inputs)
+        before = warm_up.calls[stage.name] if warm_up else None
+        artifact, costs[stage.name] = in_child(run_call, call, before, home, count)
         return artifact
 
     documents = carry_out(ingest, IngestConfig(), corpus=corpus)
@@ -119,12 +143,13 @@ def stages_at(texts: list[str], tokenizer: Artifact, folder: Path) -> Measured:
     judged = {"filtered": filtered, "deduplicated": unique, "decontaminated": all_kept(documents, folder / "clean")}
     tokens = carry_out(pack, PackConfig(validation_share=0.05), documents=documents, tokenizer=tokenizer, **judged)
     index = sum(path.stat().st_size for path in (home / "index").rglob("*.npy"))
-    return Measured(costs, index, count, sum(path.stat().st_size for path in tokens.path.glob("*.bin")) // 2)
+    written = sum(path.stat().st_size for path in tokens.path.glob("*.bin")) // 2
+    return Measured(calls, costs, index, count, written)
 
 
 @dataclass(frozen=True)
 class Line:
-    """A least-squares line: what one more costs, what the first costs, and the share of the variance it explains."""
+    """A least-squares line and the share of the variance that it explains."""
 
     slope: float
     intercept: float
@@ -144,9 +169,9 @@ def stages(folder: Path, corpus: str, count: int) -> list[Figure]:
     originals = real_texts(corpus, folder, 3300, count)
     texts = plant(originals, 0.1, seed=4).texts
     tokenizer = train_tokenizer(folder, texts[:2000])
-    stages_at(texts[:200], tokenizer, folder / "warm")  # compiles what is not in the kernels' cache yet
+    warm_up = stages_at(texts[:WARM_UP], tokenizer, folder / "warm")
     sizes = [len(texts) >> shift for shift in reversed(range(SIZES))]
-    measured = [stages_at(texts[:size], tokenizer, folder / f"size{size}") for size in sizes]
+    measured = [stages_at(texts[:size], tokenizer, folder / f"size{size}", warm_up) for size in sizes]
     characters = sum(map(len, texts)) / len(texts)
     tokens_per_document = measured[-1].tokens / len(texts)
     print(f"sizes {sizes}, {characters:,.0f} characters and {tokens_per_document:,.0f} written tokens a document given")
@@ -154,12 +179,13 @@ def stages(folder: Path, corpus: str, count: int) -> list[Figure]:
           f"core-hours for {DOCUMENTS:.0e} documents | core-hours for {TOKENS:.0e} tokens |")  # fmt: skip
     figures = []
     for name in STAGES:
-        costs = [m.stages[name] for m in measured]
+        costs = [m.costs[name] for m in measured]
         x = [float(cost.documents) for cost in costs]
         time_line, byte_line = fit(x, [cost.seconds for cost in costs]), fit(x, [float(cost.bytes) for cost in costs])
+        start = sum(cost.start_seconds for cost in costs) / SIZES
         hours = time_line.slope * DOCUMENTS / 3600
         peaks = " ".join(f"{cost.peak_bytes / 1e6:.0f}" for cost in costs)
-        print(f"| {name} | {1e3 * time_line.slope:.3f} | {time_line.intercept:.2f} | {time_line.r2:.4f} | "
+        print(f"| {name} | {1e3 * time_line.slope:.3f} | {start:.2f} | {time_line.r2:.4f} | "
               f"{byte_line.slope:,.0f} | {peaks} | {hours:,.0f} | "
               f"{hours * TOKENS / (DOCUMENTS * tokens_per_document):,.0f} |")  # fmt: skip
         figures.append(Figure(f"{name}: R² of CPU seconds over documents", time_line.r2, 0.95))
@@ -260,7 +286,7 @@ def main() -> None:
         if "index" in arguments.only:
             figures += index(folder, arguments.signatures or (1_000_000 if arguments.quick else 10_000_000))
         if "stages" in arguments.only:
-            figures += stages(folder, arguments.corpus, 2_000 if arguments.quick else 12_000)
+            figures += stages(folder, arguments.corpus, 4_000 if arguments.quick else 12_000)
     conclude(figures)
 
 

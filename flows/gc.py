@@ -46,10 +46,12 @@ def find_garbage(store: Store, keep_runs: int) -> Garbage:
     objects = [path.name for path in sorted(store.objects.glob("*")) if path.name not in live]
     kept_ids = {run.run_id for run in kept_runs}
     finished = [r.run_id for r in runs if r.run_id not in kept_ids and r.status != "running"]
-    scratch = [path for path in sorted((store.home / "scratch").glob("*/*")) if not _is_locked(store, path)]
+    unfinished = sorted((store.home / "scratch").glob("*/*"))
+    scratch = [path for path in unfinished if not _is_locked(store, path)]
     index = _unclaimed_index(store, {m.key for m in dead})
     dying = [*(store.objects / name for name in objects), *scratch, *index]
-    memos = _unlinked_memos(store, dying)
+    # While a stage is built, a result that nothing holds yet may be one of its shards'.
+    memos = _unlinked_memos(store, dying) if len(scratch) == len(unfinished) else []
     return Garbage(finished, dead, objects, scratch, memos, index, _freed_bytes([*dying, *memos]))
 
 

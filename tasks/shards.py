@@ -2,12 +2,13 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
 from tasks.engines import compute_all
 from tasks.identity import canonical_json, code_digest
@@ -46,9 +47,13 @@ def map_shards(run: StageRun, function: ShardFunction[C], jobs: Sequence[ShardJo
         ValueError: whatever the function refused.
         RuntimeError: workers were killed again and again (usually: out of memory).
     """
-    digests = {path: file_sha256(path) for path in {path for job in jobs for path in job.inputs}}
-    memos = [_memo_path(run, function, job, config, digests) for job in jobs]
-    work = [_Work(job, memo, _input_bytes(job)) for job, memo in zip(jobs, memos) if not _intact(memo)]
+    paths = sorted({path for job in jobs for path in job.inputs})
+    # Shards that are known cost their hashing only, which lets other threads run.
+    with ThreadPoolExecutor(run.execution.workers) as pool:
+        digests = dict(zip(paths, pool.map(file_sha256, paths)))
+        memos = [_memo_path(run, function, job, config, digests) for job in jobs]
+        intact = list(pool.map(_intact, memos))
+    work = [_Work(job, memo, _input_bytes(job)) for job, memo, known in zip(jobs, memos, intact) if not known]
     if work:
         with run.progress(function.__name__.replace("_", " "), sum(w.input_bytes for w in work), "bytes") as bar:
             compute = partial(_compute, function, config)
@@ -94,7 +99,7 @@ def _deliver(memo: Path, output: Path) -> Counts:
 def _compute(function: ShardFunction[C], config: C, work: _Work) -> None:
     """Run one job in a worker and keep its result; the counts are written last and make it valid."""
     work.memo.mkdir(parents=True, exist_ok=True)
-    aside = work.memo / f"data.{os.getpid()}"
+    aside = work.memo / f"data.{uuid4().hex}"
     counts = function(work.job.inputs, aside, config)
     aside.replace(work.memo / "data")  # before it is hashed: a rename moves the ctime that a digest is remembered by
     record = {"counts": dict(counts), "sha256": file_sha256(work.memo / "data")}

@@ -167,6 +167,17 @@ def test_a_shard_result_that_unfinished_work_holds_goes_with_it(execution: Execu
     assert (garbage.memos, garbage.bytes) == ([memo], 6)
 
 
+def test_shard_results_stay_while_a_stage_is_built(execution: Execution) -> None:
+    store = Store(execution.home)
+    memo = store.home / "memo" / "count_words" / ("b" * 64)
+    memo.mkdir(parents=True)
+    (memo / "data").write_bytes(b"not yet delivered")
+    store.scratch("count", "a" * 64)
+    with store.lock("count", "a" * 64):
+        assert find_garbage(store, keep_runs=0).memos == []
+    assert find_garbage(store, keep_runs=0).memos == [memo]
+
+
 def test_a_collection_says_what_it_removes_of_the_index(
     execution: Execution, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
