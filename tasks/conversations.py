@@ -4,18 +4,16 @@ Files may be in any usual layout: OpenAI `messages`, ShareGPT `conversations`, A
 `prompt`/`completion`. Python source (the embedded corpus) becomes questions and answers by rules.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from tasks.bad_records import ErrorRecord, check_bad_share, write_errors
-from tasks.documents import write_table
-from tasks.entries import extract_exchanges, is_python, read_exchanges, write_listing
+from tasks.bad_records import ErrorRecord
+from tasks.entries import read_exchanges
+from tasks.examples import ExamplesConfig, Kind, read_records, write_examples
 from tasks.instructions import dialogues
 from tasks.messages import (
     MESSAGES_TYPE,
@@ -24,19 +22,12 @@ from tasks.messages import (
     first_question,
     group_hash,
     messages_of,
-    read_errors,
     text_or_messages,
-    validation_mask,
     write_rows,
 )
-from tasks.readers import read_file
-from tasks.readers.records import Bad, Row
-from tasks.sampling import first_of_each, smallest_hashes
-from tasks.shards import ShardJob, map_shards
-from tasks.source import Source, group_files, group_name, source_name
-from tasks.stage import StageConfig, StageRun, stage
+from tasks.source import Source, source_name
+from tasks.stage import StageRun, stage
 
-GROUP_BYTES = 32_000_000
 _EXPECTED = (
     "expected `messages` (role, content), `conversations` (from, value), `instruction` and `output`, or `prompt` and "
     "`completion`"
@@ -44,20 +35,14 @@ _EXPECTED = (
 CONVERSATION_SCHEMA = pa.schema(
     [("conversation_id", pa.string()), ("messages", MESSAGES_TYPE), ("source", pa.string())]
 )
-_SHARD_SCHEMA = CONVERSATION_SCHEMA.append(pa.field("group", pa.string()))
+KIND = Kind("conversations", "conversations", "conversations", "--sft", _EXPECTED, CONVERSATION_SCHEMA)
 
 
-class ConversationsConfig(StageConfig):
+class ConversationsConfig(ExamplesConfig):
     """Which conversations are used."""
 
     max_conversations: int = Field(
         40_000, ge=2, description="At most so many, chosen by hash; a file with fewer is used whole."
-    )
-    validation_share: float = Field(
-        0.03, gt=0, le=0.5, description="Share kept for validation, at least 32 where there are so many."
-    )
-    max_bad_share: float = Field(
-        0.01, ge=0, le=1, description="Share of records that may be unreadable before the run stops."
     )
 
 
@@ -68,31 +53,7 @@ def conversations(run: StageRun, cfg: ConversationsConfig, sft: Source) -> None:
     Raises:
         ValueError: too many records in no known layout, or fewer than two conversations.
     """
-    python_jobs = [ShardJob((path,), run.scratch / "python" / path.name) for path in extract_exchanges(run, sft.files)]
-    file_jobs = [
-        ShardJob((write_listing(run, group), *(f.path for f in group)), run.scratch / f"{group_name(group)}.parquet")
-        for group in group_files([file for file in sft.files if not is_python(file)], GROUP_BYTES)
-    ]
-    map_shards(run, make_conversations, python_jobs, cfg)
-    map_shards(run, read_conversations, file_jobs, cfg)
-    shards = [job.output for job in [*python_jobs, *file_jobs]]
-    errors = [error for shard in shards for error in read_errors(shard)]
-    table = pa.concat_tables([pq.read_table(shard, schema=_SHARD_SCHEMA) for shard in shards])
-    check_bad_share(errors, len(table), cfg.max_bad_share, "conversations.max_bad_share")
-    table = table.take(first_of_each(table["conversation_id"]))
-    table = table.take(smallest_hashes(table["conversation_id"], cfg.max_conversations))
-    if len(table) < 2:
-        raise ValueError(
-            f"Found {len(table)} conversations in {len(sft.files)} files, at least 2 are needed (training and "
-            f"validation). In the files of --sft, {_EXPECTED}."
-        )
-    held_out = pa.array(
-        validation_mask(table["group"].to_pylist(), table["conversation_id"].to_pylist(), cfg.validation_share)
-    )
-    for name, part in (("train", table.filter(pa.compute.invert(held_out))), ("validation", table.filter(held_out))):
-        write_table(part.select(CONVERSATION_SCHEMA.names), run.out / f"{name}.parquet")
-        run.metric(f"{name}_conversations", len(part))
-    write_errors(run, errors)
+    write_examples(run, cfg, KIND, sft, cfg.max_conversations, make_conversations, read_conversations)
 
 
 def make_conversations(inputs: tuple[Path, ...], output: Path, cfg: ConversationsConfig) -> Mapping[str, float]:
@@ -115,42 +76,28 @@ def make_conversations(inputs: tuple[Path, ...], output: Path, cfg: Conversation
                     "group": group_hash(dialogue.name),
                 }
             )
-    write_rows(rows, [], _SHARD_SCHEMA, output)
+    write_rows(rows, [], KIND.shard_schema, output)
     return {"conversations": float(len(rows))}
 
 
 def read_conversations(inputs: tuple[Path, ...], output: Path, cfg: ConversationsConfig) -> Mapping[str, float]:
     """Shard function: files, whose names the first input lists -> their conversations."""
-    listing, *paths = inputs
     rows: list[dict[str, Any]] = []
     errors: list[ErrorRecord] = []
-    for name, path in zip(json.loads(listing.read_bytes()), paths, strict=True):
-        for found in _read_rows(name, path):
-            if isinstance(found, ErrorRecord):
-                errors.append(found)
-            else:
-                group = group_hash(first_question(found))
-                rows.append(
-                    {
-                        "conversation_id": content_id(found),
-                        "messages": found,
-                        "source": source_name(name),
-                        "group": group,
-                    }
-                )
-    write_rows(rows, errors, _SHARD_SCHEMA, output)
+    for name, found in read_records(inputs, conversation_of):
+        if isinstance(found, ErrorRecord):
+            errors.append(found)
+            continue
+        rows.append(
+            {
+                "conversation_id": content_id(found),
+                "messages": found,
+                "source": source_name(name),
+                "group": group_hash(first_question(found)),
+            }
+        )
+    write_rows(rows, errors, KIND.shard_schema, output)
     return {"conversations": float(len(rows)), "bad": float(len(errors))}
-
-
-def _read_rows(name: str, path: Path) -> Iterator[Messages | ErrorRecord]:
-    for item in read_file(path, name):
-        if isinstance(item, Bad):
-            yield ErrorRecord(name, item.place, item.error)
-        elif isinstance(item, Row):
-            try:
-                yield conversation_of(item.fields)
-            except ValueError as error:
-                yield ErrorRecord(name, item.place, str(error))
 
 
 def conversation_of(fields: Mapping[str, Any]) -> Messages:
