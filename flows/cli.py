@@ -127,6 +127,9 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that share the data stages")
     parser.add_argument("--processes", type=int, default=0, help="training processes, one per GPU")
     parser.add_argument("--strategy", default="", choices=["", "ddp", "fsdp2", "deepspeed"], help="how they share")
+    parser.add_argument(
+        "--launcher", default="", choices=["", "torchrun", "ray"], help="what starts them; ray needs engine_address"
+    )
 
 
 if __name__ == "__main__":

@@ -182,7 +182,9 @@ def _explain(error: ValidationError, kind: type[BaseModel], preset: str) -> str:
             lines.append(f"{name} is not a field of the recipe.{_did_you_mean(name, valid)}")
         else:
             text = issue["msg"].removeprefix("Value error, ")
-            lines.append(f"{name} = {issue['input']!r}: {text[0].lower()}{text[1:]}. {_describe(kind, name)}")
+            # A whole section does not fit together: the message names its fields.
+            found = name if isinstance(issue["input"], Mapping) else f"{name} = {issue['input']!r}"
+            lines.append(f"{found or 'execution'}: {text[0].lower()}{text[1:]}. {_describe(kind, name)}")
     return f"The recipe {preset} cannot be used. " + " ".join(lines)
 
 

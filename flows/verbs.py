@@ -22,7 +22,8 @@ def read_plan(options: argparse.Namespace) -> Plan:
         "preference_data": options.preferences,
         "benchmarks": options.benchmarks,
     }
-    execution = {"workers": options.workers, "processes": options.processes, "strategy": options.strategy}
+    names = ("workers", "processes", "strategy", "launcher")
+    execution = {name: getattr(options, name) for name in names}
     if getattr(options, "no_tracking", False):
         execution["tracking_uri"] = NO_TRACKING
     sections: dict[str, Any] = {name: value for name, value in recipe.items() if value}

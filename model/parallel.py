@@ -4,6 +4,7 @@ The launchers and plugins fall back to one process, or to DDP, without a word; s
 what runs before anything is trained.
 """
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -95,6 +96,8 @@ def place(
     torch.set_num_threads(placement.threads)
     if choose_device(placement.device).type == "cpu":
         keep_freed_memory()
+    else:
+        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if placement.strategy == "deepspeed" and placement.processes > 1:
         from model.zero import ZeroProcesses
 
@@ -108,6 +111,16 @@ def check_processes(placement: Placement, found: int) -> None:
         raise ValueError(
             f"Training was asked for {placement.processes} processes but {found} are running. Launchers fall back to "
             "fewer without a word: check the launcher's settings, or set execution.processes to what there is."
+        )
+
+
+def check_gpus(processes: int) -> None:
+    """Refuse more processes on this machine than it has GPUs."""
+    found = torch.cuda.device_count()
+    if found < processes:
+        raise ValueError(
+            f"Training was asked for {processes} processes on this machine, each with a GPU of its own, but torch sees "
+            f"{found} CUDA devices. Set execution.processes to {found}, or execution.device to 'cpu'."
         )
 
 

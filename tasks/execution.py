@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 NO_TRACKING = "none"
 
@@ -35,10 +35,16 @@ class Execution(BaseModel):
     strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(
         "ddp", description="How several training processes share the model."
     )
+    launcher: Literal["torchrun", "ray"] = Field(
+        "torchrun",
+        description="What starts training processes: torchrun here, or Ray Train on the cluster at engine_address.",
+    )
     engine: Literal["processes", "dask", "ray"] = Field(
         "processes", description="What maps data stages over shards: this machine's processes, a Dask or a Ray cluster."
     )
-    engine_address: str = Field("", description="Address of the Dask scheduler or Ray head; empty starts a local one.")
+    engine_address: str = Field(
+        "", description="Address of the Dask scheduler or Ray head; for data stages empty starts a local one."
+    )
     micro_batch_tokens: int = Field(
         4096,
         ge=128,
@@ -50,3 +56,18 @@ class Execution(BaseModel):
     mirror: str = Field(
         "", description="fsspec address of a store shared by several machines; empty: this machine only."
     )
+
+    @model_validator(mode="after")
+    def _can_be_had(self) -> "Execution":
+        if self.processes == 1 and self.strategy != "ddp":
+            raise ValueError(
+                f"strategy is '{self.strategy}' but processes is 1, and one process has nobody to share a model with: "
+                "set processes to 2 or more, or strategy to 'ddp'"
+            )
+        if self.launcher == "ray" and (not self.engine_address or self.engine == "dask"):
+            raise ValueError(
+                f"launcher is 'ray', which trains on the Ray cluster at engine_address, but engine_address is "
+                f"'{self.engine_address}' and engine is '{self.engine}': give the address of a Ray head ('auto' on a "
+                "machine of the cluster), and an engine other than 'dask'"
+            )
+        return self

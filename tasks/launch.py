@@ -1,7 +1,7 @@
 """A training job where it belongs: in place for one process, else as child processes under a distributed launcher.
 
 The children import neither Prefect nor MLflow; they report by a file that their parent reads, and die with it.
-`BESSEMER_LAUNCHER` replaces the launcher's command line, e.g. by `srun ... torchrun ...` (deployments/accelerate).
+`BESSEMER_LAUNCHER` replaces torchrun's command line, e.g. by `srun ... torchrun ...` (deployments/accelerate).
 """
 
 import importlib
@@ -97,7 +97,7 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
     """
     paths = {name: artifact.path.absolute() for name, artifact in inputs.items()}
     _take_over_curve(run)
-    if run.execution.processes == 1:
+    if run.execution.processes == 1 and run.execution.launcher == "torchrun":
         job(run, cfg, paths)
         return
     scratch = run.scratch.absolute()
@@ -110,15 +110,15 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
         scratch=scratch,
         execution=run.execution,
     )
-    write_atomically(scratch / "launch.json", spec.model_dump_json().encode())
-    command = [*launcher_command(run.execution), "-m", "tasks.launch", str(scratch / "launch.json")]
+    spec_path = scratch / "launch.json"
+    write_atomically(spec_path, spec.model_dump_json().encode())
     with (scratch / "launch.log").open("wb") as log:
         children = subprocess.Popen(
-            command,
+            launch_command(run.execution, spec_path),
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=_child_environment(run.execution),
+            env={**os.environ, **child_settings(run.execution)},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -140,27 +140,35 @@ def _take_over_curve(run: TrainingRun) -> None:
     path.unlink(missing_ok=True)
 
 
-def launcher_command(execution: Execution) -> list[str]:
-    """The command line that starts the processes, up to the module to run."""
+def launch_command(execution: Execution, spec_path: Path) -> list[str]:
+    """The command line that starts the processes.
+
+    Raises:
+        ValueError: two launchers are asked for.
+    """
     custom = os.environ.get("BESSEMER_LAUNCHER", "")
-    if custom:
-        return shlex.split(custom)
-    return [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={execution.processes}",
-        "--max-restarts=0",
-    ]
+    if execution.launcher == "ray":
+        if custom:
+            raise ValueError(
+                f"execution.launcher is 'ray', but BESSEMER_LAUNCHER is {custom!r}. Unset the variable to train on the "
+                "Ray cluster, or use launcher 'torchrun'."
+            )
+        return [sys.executable, "-m", "tasks.ray_launcher", str(spec_path)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
+    launcher = shlex.split(custom) or [*torchrun, f"--nproc-per-node={execution.processes}"]
+    return [*launcher, "-m", "tasks.launch", str(spec_path)]
 
 
-def _child_environment(execution: Execution) -> dict[str, str]:
+def child_settings(execution: Execution) -> dict[str, str]:
+    """Environment variables of a training process."""
     root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    settings = {"OMP_NUM_THREADS": str(execution.threads), "PYTHONPATH": path}
-    # Processes that share cores must not spin while they wait for each other.
-    return {"OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false", **os.environ, **settings}
+    return {
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+        "OMP_NUM_THREADS": str(execution.threads),
+        # Processes that share cores must not spin while they wait for each other.
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
+    }
 
 
 def stop_group(children: subprocess.Popen[bytes]) -> None:

@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from tasks.execution import Execution
-from tasks.launch import EventReader, launch, launcher_command
+from tasks.launch import EventReader, launch, launch_command
 from tasks.stage import Artifact, Silent, StageRun
 from tasks.store import Store
 from tests.launch_jobs import JobConfig, crash_job, refuse_job, report_job
@@ -58,7 +58,9 @@ def test_a_crash_shows_its_cause(tmp_path: Path, inputs: dict[str, Artifact]) ->
 
 def test_a_custom_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BESSEMER_LAUNCHER", "srun --nodes 2 'a b'")
-    assert launcher_command(Execution()) == ["srun", "--nodes", "2", "a b"]
+    assert launch_command(Execution(), Path("spec")) == ["srun", "--nodes", "2", "a b", "-m", "tasks.launch", "spec"]
+    with pytest.raises(ValueError, match=r"launcher is 'ray', but BESSEMER_LAUNCHER is \"srun"):
+        launch_command(Execution(launcher="ray", engine_address="auto"), Path("spec"))
 
 
 def test_half_a_line_is_left_for_later(tmp_path: Path) -> None:

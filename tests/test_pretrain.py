@@ -18,36 +18,31 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from model.meter import MACHINE_FIGURES
 from tasks.execution import Execution
 from tasks.pretrain import PretrainConfig, pretrain, step_plan, text_batches
 from tasks.stage import Artifact, Outcome, curve_path, obtain
 from tasks.store import Store
 from tests.conftest import require_module
-from tests.training_helpers import VOCAB_SIZE, killed_pretrain, make_tokenizer, make_tokens, tiny_pretrain
+from tests.training_helpers import (
+    VOCAB_SIZE,
+    assert_same_but_for_rounding,
+    full_curve,
+    killed_pretrain,
+    make_inputs,
+    tiny_pretrain,
+)
 
 Inputs = dict[str, Artifact]
 STARTED_S = 600.0  # a hang, not slowness: two cores may be busy with other tests
-# What two processes may differ from one by, in fp32: seen were 1.2e-6 nats of 6, two units in the last place, and
-# 2e-8 of a gradient's norm, over 40 steps.
-LOSS_NATS, NORM_SHARE = 4e-6, 3e-7
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
-    folder = tmp_path_factory.mktemp("inputs")
-    tokenizer = make_tokenizer(folder / "tokenizer")
-    return {"tokens": make_tokens(folder / "tokens", tokenizer), "tokenizer": tokenizer}
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 def curve_file(outcome: Outcome, execution: Execution) -> Path:
     return curve_path(Store(execution.home), outcome.manifest.stage, outcome.manifest.key)
-
-
-def curve(outcome: Outcome, execution: Execution) -> list[dict[str, float]]:
-    """The curve without its timings."""
-    points = [json.loads(line) for line in curve_file(outcome, execution).read_text().splitlines()]
-    return [{k: v for k, v in point.items() if k not in MACHINE_FIGURES} for point in points]
 
 
 def test_a_model_that_transformers_loads(inputs: Inputs, execution: Execution) -> None:
@@ -65,7 +60,7 @@ def test_a_model_that_transformers_loads(inputs: Inputs, execution: Execution) -
     assert metrics["steps"] == 12 and metrics["train_tokens"] == 12 * 512
     assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
     assert metrics["val_perplexity"] == pytest.approx(math.exp(metrics["val_loss"]))
-    points = curve(outcome, execution)
+    points = full_curve(execution.home)
     whole = [json.loads(line) for line in curve_file(outcome, execution).read_text().splitlines()]
     assert all(point["mfu"] > 0 and point["peak_memory_bytes"] > 1e8 for point in whole)
     assert points[-1]["val_loss"] == metrics["val_loss"] < math.log(VOCAB_SIZE)
@@ -152,25 +147,10 @@ def kill_after_checkpoint(process: subprocess.Popen[bytes], home: Path, step: in
     process.wait()
 
 
-def full_curve(home: Path) -> list[dict[str, Any]]:
-    (path,) = home.glob("keys/pretrain/*.curve.jsonl")
-    return [{k: v for k, v in json.loads(p).items() if k not in MACHINE_FIGURES} for p in path.read_text().splitlines()]
-
-
 def finish(inputs: Inputs, home: Path) -> str:
     """Run in this process to the end, from where a killed one stopped; the model's digest."""
     execution = Execution(home=home, threads=1)
     return obtain(pretrain, killed_pretrain(), inputs, execution).artifact.digest
-
-
-def assert_same_but_for_rounding(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
-    """Compare every figure of every step."""
-    assert [p["step"] for p in one] == [p["step"] for p in other]
-    for a, b in zip(one, other):
-        assert a.keys() == b.keys()
-        for name, value in a.items():
-            allowed = NORM_SHARE * value if name == "grad_norm" else LOSS_NATS
-            assert b[name] == pytest.approx(value, rel=0, abs=allowed), f"{name} of step {a['step']}"
 
 
 def test_killed_at_five_steps_it_ends_with_the_same_bits(inputs: Inputs, tmp_path: Path) -> None:
@@ -207,8 +187,9 @@ def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, str
     cfg = tiny_pretrain(steps=8, precision="fp32", optimizer="adamw" if strategy == "deepspeed" else "muon")
     one = Execution(home=tmp_path / "one", threads=1)
     two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
-    a, b = curve(obtain(pretrain, cfg, inputs, one), one), curve(obtain(pretrain, cfg, inputs, two), two)
-    assert_same_but_for_rounding(a, b)
+    for execution in (one, two):
+        obtain(pretrain, cfg, inputs, execution)
+    assert_same_but_for_rounding(full_curve(one.home), full_curve(two.home))
 
 
 @pytest.mark.slow

@@ -274,3 +274,11 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         place(objective, OptimizerSettings(), "fp32", Placement("cuda"))
     with pytest.raises(ValueError, match="2 processes but 1 are running"):
         place(objective, OptimizerSettings(), "fp32", Placement("cpu", processes=2))
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # what torchrun says
+    with pytest.raises(ValueError, match=r"asked for 2 processes on this machine.* torch sees 1 CUDA devices"):
+        place(NextToken(Transformer(CONFIG)), OptimizerSettings(), "fp32", Placement("auto", processes=2))

@@ -1,4 +1,4 @@
-"""Tiny tokenizers, token streams, conversations and pairs as artifacts, for the tests of the training stages."""
+"""Tiny tokenizers, token streams, conversations and pairs as artifacts, and curves, for the tests of training."""
 
 import json
 from hashlib import md5
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from model.meter import MACHINE_FIGURES
 from model.tokenizer import Tokenizer, train_bpe
 from tasks.contract import CONTRACT_FILE
 from tasks.pretrain import PretrainConfig
@@ -18,6 +20,9 @@ from tasks.store import digest_directory
 from tasks.tokenizer import write_tokenizer
 
 VOCAB_SIZE = 512
+# What two processes may differ from one by, in fp32: seen were 1.2e-6 nats of 6, two units in the last place, and
+# 2e-8 of a gradient's norm, over 40 steps.
+LOSS_NATS, NORM_SHARE = 4e-6, 3e-7
 TINY: dict[str, Any] = {
     "num_layers": 2,
     "hidden_size": 32,
@@ -79,6 +84,12 @@ def make_tokens(folder: Path, tokenizer: Artifact) -> Artifact:
     return artifact(folder)
 
 
+def make_inputs(folder: Path) -> dict[str, Artifact]:
+    """What pretraining reads."""
+    tokenizer = make_tokenizer(folder / "tokenizer")
+    return {"tokens": make_tokens(folder / "tokens", tokenizer), "tokenizer": tokenizer}
+
+
 def _write(folder: Path, train: list[dict[str, Any]], validation: list[dict[str, Any]]) -> Artifact:
     folder.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(train), folder / "train.parquet")
@@ -115,3 +126,19 @@ def make_preferences(folder: Path, count: int = 40) -> Artifact:
         for i, word in enumerate(list(topics)[:count])
     ]
     return _write(folder, rows[8:], rows[:8])
+
+
+def full_curve(home: Path, stage: str = "pretrain") -> list[dict[str, Any]]:
+    """The one curve of a stage in a home, without what depends on the machine."""
+    (path,) = home.glob(f"keys/{stage}/*.curve.jsonl")
+    return [{k: v for k, v in json.loads(p).items() if k not in MACHINE_FIGURES} for p in path.read_text().splitlines()]
+
+
+def assert_same_but_for_rounding(one: list[dict[str, float]], other: list[dict[str, float]]) -> None:
+    """Compare every figure of every step."""
+    assert [p["step"] for p in one] == [p["step"] for p in other]
+    for a, b in zip(one, other):
+        assert a.keys() == b.keys()
+        for name, value in a.items():
+            allowed = NORM_SHARE * value if name == "grad_norm" else LOSS_NATS
+            assert b[name] == pytest.approx(value, rel=0, abs=allowed), f"{name} of step {a['step']}"
