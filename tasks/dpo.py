@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tasks.launch import TrainingRun, launch
+from tasks.launch import launch
 from tasks.pairs import EncodedPairs, encode_pairs, read_pairs
 from tasks.stage import Artifact, StageRun, stage
 from tasks.training import TrainingConfig, TrainingData, check_length, finish, is_first_process, place_objective, train
+from tasks.training_run import TrainingRun
 
 if TYPE_CHECKING:
     import numpy as np

@@ -5,7 +5,6 @@ The children import neither Prefect nor MLflow; they report by a file that their
 """
 
 import importlib
-import json
 import os
 import shlex
 import signal
@@ -14,10 +13,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -25,51 +22,11 @@ from tasks.execution import Execution
 from tasks.lifeline import die_with_parent
 from tasks.stage import StageConfig
 from tasks.store import Artifact, write_atomically
+from tasks.training_run import EVENTS_FILE, ChildRun, EventReader, Relay, TrainingRun
 
 POLL_SECONDS = 0.2
 STOP_SECONDS = 10.0  # between asking the children to stop and killing them
 LOG_TAIL_LINES = 25
-
-
-class Bar(Protocol):
-    """A progress bar."""
-
-    def advance(self, amount: float) -> None:
-        """Count more units as done."""
-
-    def resume_at(self, done: float) -> None:
-        """Say how much an earlier run had done."""
-
-
-class TrainingRun(Protocol):
-    """What a training job is given: the stage's run itself, or a child's stand-in for it."""
-
-    @property
-    def out(self) -> Path:
-        """Folder of the artifact; only the first process writes there."""
-
-    @property
-    def scratch(self) -> Path:
-        """Folder that survives a crash."""
-
-    @property
-    def execution(self) -> Execution:
-        """Where and how fast."""
-
-    def metric(self, name: str, value: float) -> None:
-        """A final figure."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of the curves."""
-
-    def rewind(self, step: int) -> None:
-        """Points after `step` are void."""
-
-    def say(self, text: str) -> None:
-        """One line for people."""
-
-    def progress(self, description: str, total: float, unit: str) -> AbstractContextManager[Bar]:
-        """A progress bar."""
 
 
 Job = Callable[[TrainingRun, Any, Mapping[str, Path]], None]
@@ -86,6 +43,10 @@ class LaunchSpec(BaseModel):
     out: Path
     scratch: Path
     execution: Execution
+
+    def child_run(self) -> ChildRun:
+        """The run that a child is given."""
+        return ChildRun(self.out, self.scratch, self.execution)
 
 
 def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Artifact]) -> None:
@@ -133,7 +94,7 @@ def _take_over_curve(run: TrainingRun) -> None:
 
     Each file of events begins with a rewind, so passing on a point twice leaves it there once.
     """
-    path = run.scratch / "events.jsonl"
+    path = run.scratch / EVENTS_FILE
     for event in EventReader(path).new():
         if event["event"] in ("log", "rewind"):
             getattr(run, event["event"])(*event["values"])
@@ -185,7 +146,7 @@ def stop_group(children: subprocess.Popen[bytes]) -> None:
 
 def _relay(run: TrainingRun, scratch: Path, children: subprocess.Popen[bytes]) -> None:
     """Pass on what the first child reports, until the children end."""
-    relay, reader = _Relay(run), EventReader(scratch / "events.jsonl")
+    relay, reader = Relay(run), EventReader(scratch / EVENTS_FILE)
     while True:
         ended = children.poll() is not None  # looked at before the last read, so nothing is missed
         for event in reader.new():
@@ -202,120 +163,12 @@ def _relay(run: TrainingRun, scratch: Path, children: subprocess.Popen[bytes]) -
         raise RuntimeError(f"Training processes ended with code {children.returncode}:\n{cause}")
 
 
-class EventReader:
-    """Reads an event file while it is being written."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._position = path, 0
-
-    def new(self) -> list[dict[str, Any]]:
-        """The events whose lines were completed since the last call."""
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as stream:
-            stream.seek(self._position)
-            text = stream.read()
-        whole = text[: text.rfind(b"\n") + 1]
-        self._position += len(whole)
-        return [json.loads(line) for line in whole.splitlines()]
-
-
-class _Relay:
-    """Turns events back into calls."""
-
-    def __init__(self, run: TrainingRun) -> None:
-        self._run = run
-        self._open: AbstractContextManager[Bar] | None = None
-        self._bar: Bar | None = None
-        self.refusal = ""
-        self.crash = ""
-        self.done = False
-
-    def take(self, event: dict[str, Any]) -> None:
-        kind, values = event["event"], event["values"]
-        if kind in ("metric", "log", "rewind", "say"):
-            getattr(self._run, kind)(*values)
-        elif kind == "progress":
-            self.close()
-            self._open = self._run.progress(*values)
-            self._bar = self._open.__enter__()
-        elif kind in ("advance", "resume_at") and self._bar is not None:
-            getattr(self._bar, kind)(*values)
-        elif kind == "refused":
-            self.refusal = self.refusal or values[0]
-        elif kind == "crashed":
-            self.crash = self.crash or values[0]
-        elif kind == "done":
-            self.done = True
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-        self._open = self._bar = None
-
-
-class ChildRun:
-    """A training job's run inside a child: every call becomes a line of the event file."""
-
-    def __init__(self, spec: LaunchSpec) -> None:
-        self.out, self.scratch, self.execution = spec.out, spec.scratch, spec.execution
-        self._events = (spec.scratch / "events.jsonl").open("a", buffering=1)
-
-    def send(self, event: str, *values: object) -> None:
-        """Write one event."""
-        self._events.write(json.dumps({"event": event, "values": values}) + "\n")
-
-    def metric(self, name: str, value: float) -> None:
-        """See TrainingRun."""
-        self.send("metric", name, value)
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See TrainingRun."""
-        self.send("log", step, dict(values))
-
-    def rewind(self, step: int) -> None:
-        """See TrainingRun."""
-        self.send("rewind", step)
-
-    def say(self, text: str) -> None:
-        """See TrainingRun."""
-        self.send("say", text)
-
-    def progress(self, description: str, total: float, unit: str) -> "ChildBar":
-        """See TrainingRun."""
-        self.send("progress", description, total, unit)
-        return ChildBar(self)
-
-
-class ChildBar:
-    """A progress bar that is drawn by the parent."""
-
-    def __init__(self, run: ChildRun) -> None:
-        self._run = run
-
-    def __enter__(self) -> "ChildBar":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Nothing to close: the parent does."""
-
-    def advance(self, amount: float) -> None:
-        """See Bar."""
-        self._run.send("advance", amount)
-
-    def resume_at(self, done: float) -> None:
-        """See Bar."""
-        self._run.send("resume_at", done)
-
-
 def run_child(spec_path: Path) -> None:
     """The life of one child: read the spec, run the job, report."""
     spec = LaunchSpec.model_validate_json(spec_path.read_bytes())
     job: Job = getattr(importlib.import_module(spec.module), spec.function)
     config_class = job.__annotations__["cfg"]
-    run = ChildRun(spec)
+    run = spec.child_run()
     try:
         job(run, config_class.model_validate(spec.config), spec.inputs)
     except ValueError as error:

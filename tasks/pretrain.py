@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, model_validator
 
 from model.shape import RopeScaling
-from tasks.launch import TrainingRun, launch
+from tasks.launch import launch
 from tasks.stage import Artifact, StageRun, stage
 from tasks.training import (
     TrainingConfig,
@@ -20,6 +20,7 @@ from tasks.training import (
     place_objective,
     train,
 )
+from tasks.training_run import TrainingRun
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.execution import Execution
-from tasks.launch import ChildRun, LaunchSpec, child_settings, run_child
+from tasks.launch import LaunchSpec, child_settings, run_child
 from tasks.lifeline import die_with_parent
 
 
@@ -80,7 +80,7 @@ def fit(spec_path: Path) -> None:
     try:
         gpu = check_room(execution, join(execution))
     except ValueError as error:
-        ChildRun(spec).send("refused", str(error))
+        spec.child_run().send("refused", str(error))
         raise
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

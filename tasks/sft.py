@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tasks.launch import TrainingRun, launch
+from tasks.launch import launch
 from tasks.stage import Artifact, StageRun, stage
 from tasks.training import (
     TrainingConfig,
@@ -19,6 +19,7 @@ from tasks.training import (
     place_objective,
     train,
 )
+from tasks.training_run import TrainingRun
 
 if TYPE_CHECKING:
     from model.chat import Rendered

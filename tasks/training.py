@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from tasks.launch import Bar, TrainingRun
 from tasks.stage import StageConfig
+from tasks.training_run import Bar, TrainingRun
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from tasks.launch import TrainingRun
 from tasks.stage import StageConfig
+from tasks.training_run import TrainingRun
 
 
 class JobConfig(StageConfig):

@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from tasks.execution import Execution
-from tasks.launch import EventReader, launch, launch_command
+from tasks.launch import launch, launch_command
 from tasks.stage import Artifact, Silent, StageRun
 from tasks.store import Store
+from tasks.training_run import EventReader
 from tests.launch_jobs import JobConfig, crash_job, refuse_job, report_job
 
 

@@ -98,7 +98,7 @@ def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution:
         expected = nats[mine].sum() / math.log(2) / text_bytes
         assert metrics[f"val_bits_per_byte/{source}"] == pytest.approx(expected, rel=1e-5)
         assert metrics[f"val_perplexity/{source}"] == pytest.approx(math.exp(nats[mine].mean()), rel=1e-5)
-    points = curve(outcome, execution)
+    points = full_curve(execution.home)
     assert points[-1]["val_bits_per_byte/odd"] == metrics["val_bits_per_byte/odd"]
     assert not [name for name in points[0] if "/" in name], "sources are told apart in validation only"
 

@@ -63,12 +63,6 @@ def test_what_the_cluster_does_not_have_is_refused(address: str, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_worker_s_crash_shows_its_cause(address: str, tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="KeyError: 'some bug'"):
-        launch(make_run(tmp_path, address), crash_job, JobConfig(text="some bug"), {})
-
-
-@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_the_parent(address: str, tmp_path: Path, how: signal.Signals) -> None:
