@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from flows.notify import notify
 from flows.servers import (
     LOOPBACK,
     Addresses,
@@ -174,6 +176,20 @@ def test_both_servers_refuse_without_the_password(remote: Remote, server: str) -
     assert status(address) == 401
     assert status(address, "another") == 401
     assert status(address, PASSWORD) == 200
+
+
+def test_notify_shows_the_password(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arrived = "events WHERE event = 'bessemer.text.arrived'"
+    monkeypatch.delenv("PREFECT_API_AUTH_STRING", raising=False)
+    with pytest.raises(ValueError, match=r"HTTP 401\)\. Set PREFECT_API_AUTH_STRING"):
+        notify(remote.home, tmp_path)
+    monkeypatch.setenv("PREFECT_API_AUTH_STRING", f"{USER}:{PASSWORD}")
+    assert count(remote, "prefect", arrived) == 0
+    notify(remote.home, tmp_path)
+    deadline = time.monotonic() + 60
+    while count(remote, "prefect", arrived) == 0:
+        assert time.monotonic() < deadline, "the event was taken but never written"
+        time.sleep(0.2)
 
 
 def test_a_run_is_kept_in_postgresql_and_in_the_object_store(remote: Remote, tmp_path: Path) -> None:
