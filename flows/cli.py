@@ -95,6 +95,14 @@ def build_parser() -> argparse.ArgumentParser:
     verify = _add_verb(adder, "verify", verbs.verify, "build a run again in an empty store and compare the digests")
     verify.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
 
+    promote = _add_verb(adder, "promote", verbs.promote, "make a run's models the champion, whatever the gate said")
+    promote.add_argument("run", help="the run's id or its beginning")
+    promote.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("BESSEMER_TRACKING_URI", ""),
+        help="MLflow server or database that has the run (BESSEMER_TRACKING_URI); default: the one in the home folder",
+    )
+
     gc = _add_verb(adder, "gc", verbs.gc, "remove what no kept run and no champion needs")
     gc.add_argument("--keep", type=int, default=5, help="how many of the latest runs to keep")
     gc.add_argument("--dry-run", action="store_true", help="say what would be removed")

@@ -84,10 +84,14 @@ def _champion_digests(store: Store) -> set[str]:
 
 
 def _reachable(roots: Iterable[str], manifests: list[Manifest]) -> set[str]:
-    """The roots and, through any manifest that explains them, all their inputs."""
+    """The roots and, through any manifest that explains them, all their inputs.
+
+    A model that training went on from is kept, not what it was made of: else each champion would keep all before it.
+    """
     inputs: dict[str, set[str]] = {}
     for manifest in manifests:
-        inputs.setdefault(manifest.digest, set()).update(manifest.inputs.values())
+        made_of = {digest for name, digest in manifest.inputs.items() if name != "start"}
+        inputs.setdefault(manifest.digest, set()).update(made_of)
     live: set[str] = set()
     queue = list(roots)
     while queue:
@@ -95,7 +99,8 @@ def _reachable(roots: Iterable[str], manifests: list[Manifest]) -> set[str]:
         if digest not in live:
             live.add(digest)
             queue += inputs.get(digest, ())
-    return live
+    starts = {m.inputs["start"] for m in manifests if "start" in m.inputs and m.digest in live}
+    return live | starts
 
 
 def _is_locked(store: Store, scratch: Path) -> bool:

@@ -23,13 +23,22 @@ from tasks.tokenizer import tokenizer
 
 
 @dataclass(frozen=True)
+class Start:
+    """A model that pretraining goes on from. Its tokenizer goes with it; `model` is asked once the tokens are known."""
+
+    tokenizer: Artifact
+    model: Callable[[Artifact], Artifact]
+
+
+@dataclass(frozen=True)
 class Sources:
-    """What a run starts from, identified by content."""
+    """What a run starts from, identified by content; without a `start`, from random weights."""
 
     corpus: Source
     sft: Source
     preferences: Source
     benchmarks: Source | None = None
+    start: Start | None = None
 
     @property
     def benchmark_input(self) -> dict[str, Source]:
@@ -59,6 +68,7 @@ class Prepared:
     conversations: Artifact
     preferences: Artifact
     benchmarks: Mapping[str, Source]  # by the name of the input; empty where there are none
+    start: Mapping[str, Artifact]  # the model that pretraining goes on from, as `start`; empty: from scratch
 
 
 def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
@@ -72,15 +82,16 @@ def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
     tests: dict[str, Input] = {"conversations": chats, "preferences": pairs, **sources.benchmark_input}
     clean = run(decontaminate, recipe.decontaminate, **corpus, **tests)
     corpus["decontaminated"] = clean
-    bpe = run(tokenizer, recipe.tokenizer, **corpus)
+    bpe = sources.start.tokenizer if sources.start else run(tokenizer, recipe.tokenizer, **corpus)
     tokens = run(pack, recipe.pack, **corpus, tokenizer=bpe)
-    return Prepared(bpe, tokens, chats, pairs, sources.benchmark_input)
+    start = {"start": sources.start.model(tokens)} if sources.start else {}
+    return Prepared(bpe, tokens, chats, pairs, sources.benchmark_input, start)
 
 
 def train(recipe: Recipe, data: Prepared, incumbent: Incumbent, run: Runner) -> Products:
     """Tokens, conversations and pairs in, five models and a verdict out: the second half."""
     tokens, chats, pairs = data.tokens, data.conversations, data.preferences
-    base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=data.tokenizer)
+    base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=data.tokenizer, **data.start)
     chat = run(sft, recipe.sft, base=base, conversations=chats)
     aligned = run(dpo, recipe.dpo, policy=chat, preferences=pairs)
     int8 = run(quantize, recipe.int8, "int8", model=aligned, calibration=tokens)
@@ -110,7 +121,7 @@ def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner
 
     Args:
         recipe: every stage's config.
-        sources: corpus, conversations and preference pairs.
+        sources: corpus, conversations and preference pairs, and perhaps a model to go on from.
         incumbent: finds the champion's evaluation, which the gate compares the candidate with.
         run: who carries out each stage call.
     """

@@ -20,8 +20,9 @@ from flows.champion import find_champion
 from flows.graph import Sources, prepare
 from flows.pipeline import PrefectRunner, artifact_key
 from flows.recipe import Recipe
-from flows.run import execute, resolve_sources, source_digests, train_models
+from flows.run import Promotion, execute, resolve_sources, source_digests, train_models
 from flows.runners import InProcess
+from flows.summary import summarise
 from tasks.execution import Execution, arrange_form
 from tasks.progress import format_count, format_seconds
 from tasks.runs import RunRecord
@@ -39,6 +40,11 @@ class WatchConfig(BaseModel):
     )
     new_share: float = Field(
         0.05, ge=0, le=100, description="Share of new tokens, against those last trained on, that calls for training."
+    )
+    promote: Promotion = Field(
+        "by the gate",
+        description="Whether the gate's verdict makes a new model the champion; never: it stays a challenger until "
+        "somebody says `bessemer promote`.",
     )
 
 
@@ -65,6 +71,11 @@ def ingest(
         watch: What to do about new text.
         execution: Where and how fast. Nothing here changes a result.
     """
+    with Store(execution.home).lock("watch", recipe.name):  # a run that overlaps waits, and then finds nothing new
+        return _look(recipe, watch, execution)
+
+
+def _look(recipe: Recipe, watch: WatchConfig, execution: Execution) -> State[None]:
     started = time.monotonic()
     logger = get_run_logger()
     store = Store(execution.home)
@@ -82,7 +93,7 @@ def ingest(
         data = prepare(recipe, sources, runner)
         tokens = runner.outcomes["pack"].manifest.metrics["train_tokens"]
         if wants_training(watch, seen.trained_tokens, tokens):
-            train_models(recipe, data, runner)
+            train_models(recipe, data, runner, watch.promote)
             trained_tokens = tokens
             promoted = find_champion(store, recipe.name) != before
             outcome = "trained and promoted" if promoted else "trained; the champion stays"
@@ -129,6 +140,7 @@ def notification(store: Store, record: RunRecord, before: Seen, now: Seen, outco
     """What was new, what it cost and what it changed, for people."""
     changed, gone = file_changes(before.corpus_files, now.corpus_files)
     built = [stage.label for stage in record.stages if stage.status == "built"]
+    summary = summarise(store, record)
     lines = [
         f"# {record.recipe['name']}: {outcome}",
         f"- new or changed files: {len(changed)}{_examples(changed)}; gone: {len(gone)}{_examples(gone)}",
@@ -138,6 +150,10 @@ def notification(store: Store, record: RunRecord, before: Seen, now: Seen, outco
         f"- took {format_seconds(seconds)}; built: {', '.join(built) or 'nothing'}",
         f"- run `{record.run_id}`: {record.status}",
     ]
+    if record.stage("pretrain"):
+        lines.append(f"- pretraining started from: {summary.started_from or 'random weights'}")
+    if summary.verdict:
+        lines.append(f"- verdict: {summary.verdict['verdict']}. {summary.verdict['reason']}")
     return "\n".join(lines) + "\n"
 
 

@@ -15,6 +15,7 @@ from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
+from flows.champion import describe_start
 from flows.observers import PrefectObserver, Together
 from flows.plan import make_plan, plan_markdown
 from flows.recipe import Recipe
@@ -43,9 +44,9 @@ def bessemer(recipe: Recipe = Recipe(), execution: Execution = Execution()) -> R
         execution: Where and how fast. Nothing here changes a result.
     """
     tracker = open_tracker(execution)
-    create_markdown_artifact(
-        plan_markdown(make_plan(recipe, execution)), key=artifact_key("plan", recipe.name), description="What will run"
-    )
+    start = describe_start(Store(execution.home), recipe)
+    plan = f"{plan_markdown(make_plan(recipe, execution))}\n\nPretraining starts from {start}."
+    create_markdown_artifact(plan, key=artifact_key("plan", recipe.name), description="What will run")
     return execute(recipe, execution, tracker, PrefectRunner)
 
 

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -49,6 +49,11 @@ class Recipe(BaseModel):
     )
     benchmarks: str = Field(
         "", description="Benchmarks that the text must not give away: a file, folder or glob; empty: none."
+    )
+    start: Literal["scratch", "champion"] = Field(
+        "scratch",
+        description="Where pretraining starts: from random weights, or from the champion's base model and its "
+        "tokenizer. Where there is no champion yet: from scratch.",
     )
     ingest: IngestConfig = Field(IngestConfig(), description="Read files into documents.")
     filter: FilterConfig = Field(FilterConfig(), description="Drop text that is not worth learning.")

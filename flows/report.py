@@ -55,6 +55,8 @@ def summary_markdown(summary: Summary) -> str:
     if record.error:
         parts.append(f"**{record.error}**")
     parts.append(_table(("stage", "in and out", "took", "note"), [_stage_row(summary, s.label) for s in record.stages]))
+    if summary.started_from:
+        parts.append(f"Pretraining went on from {summary.started_from}.")
     if model_rows(summary):
         rows = [[_cell(row.get(column, ""), column) for column in _MODEL_COLUMNS] for row in model_rows(summary)]
         parts.append("## Held-out text\n\n" + _table(tuple(_MODEL_COLUMNS.values()), rows))

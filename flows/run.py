@@ -1,8 +1,9 @@
 """One run from sources to verdict, whoever carries out its stages: the body shared by the flow and `--in-process`."""
 
 from collections.abc import Callable, Mapping
+from typing import Literal
 
-from flows.champion import incumbent_of, promote, role_of
+from flows.champion import find_start, incumbent_of, promote, role_of
 from flows.graph import Prepared, Products, Sources, prepare, train
 from flows.recipe import Recipe
 from flows.runners import InProcess
@@ -14,20 +15,24 @@ from tasks.track import Tracker
 
 MakeRunner = Callable[[Recipe, Execution, Tracker, Mapping[str, str]], InProcess]
 Body = Callable[[Recipe, Sources, InProcess], None]
+Promotion = Literal["by the gate", "never"]
 
 
 def resolve_sources(recipe: Recipe, execution: Execution) -> Sources:
     """Identify the content that a run starts from.
 
     Raises:
-        ValueError: a source does not exist or holds no files.
+        ValueError: a source does not exist or holds no files, or the champion to start from is gone or has another
+            vocabulary than the recipe asks for.
     """
-    cache = Store(execution.home).home / "sources"
+    store = Store(execution.home)
+    cache = store.home / "sources"
     return Sources(
         corpus=resolve_source(recipe.corpus, cache),
         sft=resolve_source(recipe.sft_data, cache),
         preferences=resolve_source(recipe.preference_data, cache),
         benchmarks=resolve_source(recipe.benchmarks, cache) if recipe.benchmarks else None,
+        start=find_start(store, recipe),
     )
 
 
@@ -46,10 +51,11 @@ def build_models(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
     train_models(recipe, prepare(recipe, sources, runner), runner)
 
 
-def train_models(recipe: Recipe, data: Prepared, runner: InProcess) -> None:
-    """Its second half; the champion changes hands if the verdict says so."""
+def train_models(recipe: Recipe, data: Prepared, runner: InProcess, promotion: Promotion = "by the gate") -> None:
+    """Its second half; the champion changes hands if the verdict says so and `promotion` leaves it to the gate."""
     products: Products = train(recipe, data, incumbent_of(runner.store, recipe.name), runner)
-    promote(runner.store, recipe.name, products, runner.record)
+    if promotion == "by the gate":
+        promote(runner.store, recipe.name, products, runner.record)
     runner.tracker.judged(products.models["dpo"].digest, role_of(runner.store, recipe.name, products))
 
 

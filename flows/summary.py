@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tasks.evaluate import CLEAN_SHARE
 from tasks.progress import format_count, format_seconds
-from tasks.runs import RunRecord
+from tasks.runs import RunRecord, list_runs
 from tasks.stage import curve_path
 from tasks.store import Manifest, Store, StoreDamage
 
@@ -55,6 +55,7 @@ class Summary:
     curve: list[tuple[float, float]]
     samples: list[Sample]
     verdict: dict[str, Any]
+    started_from: str
 
 
 def summarise(store: Store, record: RunRecord) -> Summary:
@@ -65,8 +66,22 @@ def summarise(store: Store, record: RunRecord) -> Summary:
         if manifest is not None:
             manifests[stage.label] = manifest
     return Summary(
-        record, manifests, _loss_curve(store, manifests), _samples(store, manifests), _verdict(store, manifests)
+        record,
+        manifests,
+        _loss_curve(store, manifests),
+        _samples(store, manifests),
+        _verdict(store, manifests),
+        _started_from(store, manifests.get("pretrain")),
     )
+
+
+def _started_from(store: Store, pretrain: Manifest | None) -> str:
+    """The model that pretraining went on from, and the first run that had it; "" for random weights."""
+    digest = pretrain.inputs.get("start", "") if pretrain else ""
+    if not digest:
+        return ""
+    found = [run.run_id for run in list_runs(store) for stage in run.stages if stage.digest == digest]
+    return f"base model {digest[:12]} of {found[0] if found else 'a run that was collected since'}"
 
 
 def _loss_curve(store: Store, manifests: dict[str, Manifest]) -> list[tuple[float, float]]:
@@ -235,6 +250,8 @@ def render(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [Panel(f"{record.run_id}: {record.status}", expand=False), _stage_table(summary)]
     if record.error:
         parts.append(f"[red]{record.error}[/red]")
+    if summary.started_from:
+        parts.append(f"\nPretraining went on from {summary.started_from}.")
     curve = draw_curve(summary.curve)
     if curve:
         parts += ["\n[bold]Pretraining loss[/bold] (nats per token)", curve]
@@ -280,6 +297,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         "ended": record.ended,
         "error": record.error,
         "sources": record.sources,
+        "started_from": summary.started_from,
         "stages": stages,
         "models": model_rows(summary),
         "verdict": summary.verdict,

@@ -65,16 +65,19 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 def plan(options: argparse.Namespace) -> None:
     """Show what would run."""
+    from flows.champion import describe_start
     from flows.plan import make_plan, plan_json, plan_table, plan_totals
     from flows.summary import wide_console
 
     plan = read_plan(options)
     rows = make_plan(plan.recipe, plan.execution)
+    start = describe_start(Store(options.home), plan.recipe)
     if options.json:
-        print_json(plan_json(rows))
+        print_json({**plan_json(rows), "start": start})
         return
     output = wide_console()
     output.print(plan_table(rows))
+    output.print(f"\nPretraining starts from {start}.")
     whole = plan_totals(rows)
     if whole:
         output.print(
@@ -145,6 +148,20 @@ def verify(options: argparse.Namespace) -> int:
         verdict = "equal" if comparison.equal else f"DIFFERS: rebuilt as {comparison.rebuilt[:12]}"
         print(f"{comparison.label:<18} {comparison.recorded[:12]}  {verdict}")
     return 0 if equal else 1
+
+
+def promote(options: argparse.Namespace) -> None:
+    """Make a run's models the champion."""
+    from flows.promote import promote_run
+    from tasks.execution import Execution
+    from tasks.runs import find_run
+
+    record = find_run(Store(options.home), options.run)
+    champion = promote_run(record, Execution(home=options.home, tracking_uri=options.tracking_uri))
+    if options.json:
+        print_json(champion.model_dump(mode="json"))
+    else:
+        console.print(f"{champion.run_id} is the champion of {record.recipe['name']} now.", markup=False)
 
 
 def gc(options: argparse.Namespace) -> None:

@@ -1,4 +1,7 @@
-"""Pretraining: learn the language of the corpus, every token once per epoch, from random weights to a base model."""
+"""Pretraining: learn the language of the corpus, every token once per epoch, from random weights to a base model.
+
+Or from the weights of an earlier one, with the same tokenizer and shape and a learning-rate schedule that begins anew.
+"""
 
 import json
 import math
@@ -28,7 +31,19 @@ if TYPE_CHECKING:
 
     from model.data import StepPlan, TokenSources, WindowBatches
     from model.train import Validation
-    from model.transformer import ModelConfig
+    from model.transformer import ModelConfig, Transformer
+
+_WEIGHT_SHAPES = (
+    "vocab_size",
+    "hidden_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "intermediate_size",
+    "qk_norm",
+    "tied_embeddings",
+)
 
 
 MAX_NATS = 700.0
@@ -240,11 +255,39 @@ def language_figures(sums: Mapping[str, float]) -> dict[str, float]:
     return figures
 
 
+def first_weights(cfg: PretrainConfig, vocab_size: int, inputs: Mapping[str, Path]) -> "Transformer":
+    """The model before its first step: random, or the one in `inputs["start"]`.
+
+    Raises:
+        ValueError: that one has another tokenizer or shape. Its context may differ: positions have no weights.
+    """
+    from model.transformer import Transformer
+    from tasks.contract import check_contract
+    from tasks.model_files import load_config, load_model
+
+    shape = model_shape(cfg, vocab_size)
+    transformer = Transformer(shape)
+    if "start" not in inputs:
+        transformer.initialize(cfg.seed)
+        return transformer
+    folder = inputs["start"]
+    check_contract(folder, inputs["tokens"])
+    found = load_config(folder)
+    differing = [name for name in _WEIGHT_SHAPES if getattr(found, name) != getattr(shape, name)]
+    if differing:
+        both = "; ".join(f"{name} is {getattr(found, name)} there, {getattr(shape, name)} here" for name in differing)
+        raise ValueError(
+            f"Pretraining cannot go on from {folder}, which has another shape: {both}. Give pretrain the shape of the "
+            "model that it starts from, or start from scratch."
+        )
+    transformer.load_state_dict(load_model(folder).state_dict())
+    return transformer
+
+
 def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Path]) -> None:
     """Train in this process, which may be one of several."""
     from model.flops import num_parameters
     from model.objectives import NextToken
-    from model.transformer import Transformer
     from tasks.contract import check_contract
     from tasks.token_sources import token_sources
 
@@ -254,8 +297,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
     batches = text_batches(cfg, tokens_dir, tokenizer_dir)
     plan = step_plan(cfg, int(meta["train_tokens"]))
     tokens = float(plan.first_window[-1]) * cfg.sequence_length
-    transformer = Transformer(model_shape(cfg, int(meta["vocab_size"])))
-    transformer.initialize(cfg.seed)
+    transformer = first_weights(cfg, int(meta["vocab_size"]), inputs)
     sources = token_sources(tokens_dir, "validation")
     parallel = place_objective(run, cfg, NextToken(transformer, cfg.z_loss, sources.names))
     validation = _validation(cfg, tokens_dir, tokenizer_dir, sources)
@@ -274,6 +316,9 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
 
 
 @stage("pretrain", version=1, rebuild="on-version")
-def pretrain(run: StageRun, cfg: PretrainConfig, tokens: Artifact, tokenizer: Artifact) -> None:
-    """Write a base model in the Hugging Face layout."""
-    launch(run, pretrain_job, cfg, {"tokens": tokens, "tokenizer": tokenizer})
+def pretrain(
+    run: StageRun, cfg: PretrainConfig, tokens: Artifact, tokenizer: Artifact, start: Artifact | None = None
+) -> None:
+    """Write a base model in the Hugging Face layout; `start` is a base model to go on from."""
+    going_on = {"start": start} if start else {}
+    launch(run, pretrain_job, cfg, {"tokens": tokens, "tokenizer": tokenizer, **going_on})

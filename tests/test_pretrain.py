@@ -234,6 +234,35 @@ def test_another_tokenizer_is_refused(inputs: Inputs, execution: Execution, tmp_
         obtain(pretrain, tiny_pretrain(), {**inputs, "tokenizer": other}, execution)
 
 
+def test_it_goes_on_from_another_model(inputs: Inputs, execution: Execution) -> None:
+    """The weights are the very ones: a step at almost no learning rate leaves its validation loss where it was."""
+    first = obtain(pretrain, tiny_pretrain(), inputs, execution)
+    rates = dict.fromkeys(("learning_rate", "embedding_learning_rate", "head_learning_rate"), 1e-12)
+    cfg = tiny_pretrain(steps=1, optimizer="adamw", **rates)
+    second = obtain(pretrain, cfg, {**inputs, "start": first.artifact}, execution)
+    assert second.manifest.metrics["val_loss"] == pytest.approx(first.manifest.metrics["val_loss"], abs=1e-6)
+    assert second.manifest.key != pretrain.key(cfg, inputs)
+    longer = tiny_pretrain(steps=1, context_length=128)
+    assert obtain(pretrain, longer, {**inputs, "start": first.artifact}, execution).status == "built"
+
+
+def test_a_model_of_another_shape_or_tokenizer_is_no_start(
+    inputs: Inputs, execution: Execution, tmp_path: Path
+) -> None:
+    first = obtain(pretrain, tiny_pretrain(steps=1), inputs, execution).artifact
+    wider = tiny_pretrain(hidden_size=64, num_layers=3)
+    with pytest.raises(ValueError, match="hidden_size is 32 there, 64 here; num_layers is 2 there, 3 here"):
+        obtain(pretrain, wider, {**inputs, "start": first}, execution)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in first.path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    contract = json.loads((folder / "contract.json").read_bytes())
+    (folder / "contract.json").write_text(json.dumps({**contract, "tokenizer_digest": "e" * 64}))
+    with pytest.raises(ValueError, match="tokenizer_digest"):
+        obtain(pretrain, tiny_pretrain(), {**inputs, "start": Artifact("5" * 64, folder)}, execution)
+
+
 def test_horizons() -> None:
     tokens = 64 * 100 + 1
     assert step_plan(tiny_pretrain(steps=5), tokens).steps == 5

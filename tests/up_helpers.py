@@ -60,10 +60,15 @@ def stop(process: subprocess.Popen[str]) -> None:
 
 def ask(served: Served, question: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
     """One conversation with the server, whatever PREFECT_API_URL says."""
+    return ask_at(served.addresses.prefect_api, question)
+
+
+def ask_at(prefect_api: str, question: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    """The same, with the server at an address."""
     from prefect.client.orchestration import PrefectClient
 
     async def asked() -> T:
-        async with PrefectClient(served.addresses.prefect_api) as client:
+        async with PrefectClient(prefect_api) as client:
             return await question(client)
 
     with ThreadPoolExecutor(1) as thread:  # the browser keeps an event loop running in the test's own

@@ -10,7 +10,7 @@ from tasks.execution import NO_TRACKING, Execution
 from tasks.runs import RunRecord, Status
 from tasks.stage import Observer, Outcome, Silent
 
-__all__ = ["Role", "Tracker", "Untracked", "open_tracker"]
+__all__ = ["Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
 
 Role = Literal["champion", "challenger"]
 
@@ -72,3 +72,17 @@ def open_tracker(execution: Execution) -> Tracker:
     from tasks.track.tracker import MlflowTracker
 
     return MlflowTracker(connect(execution), execution)
+
+
+def assign_role(execution: Execution, recipe_name: str, digest: str, role: Role) -> None:
+    """Point the registry's alias at the version with these bytes, outside of any run.
+
+    Raises:
+        ValueError: the server does not answer, or refuses.
+    """
+    if execution.tracking_uri == NO_TRACKING:
+        return
+    from tasks.track.connection import connect
+    from tasks.track.registry import set_role
+
+    set_role(connect(execution), recipe_name, digest, role)

@@ -1,0 +1,27 @@
+"""Make the models of a run the champion because a person says so, whatever the gate said."""
+
+from flows.champion import Champion, crown, find_champion
+from tasks.execution import Execution
+from tasks.runs import RunRecord, artifact_of
+from tasks.store import Store
+from tasks.track import assign_role
+
+_MODEL_STAGES = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
+
+
+def promote_run(record: RunRecord, execution: Execution) -> Champion:
+    """Write the champion down, then have MLflow's alias follow where the run was tracked.
+
+    Raises:
+        ValueError: the run did not come that far, a model of it is gone, or it already is the champion.
+    """
+    store, name = Store(execution.home), str(record.recipe["name"])
+    models = {model: artifact_of(store, record.run_id, label).digest for model, label in _MODEL_STAGES.items()}
+    evaluation = artifact_of(store, record.run_id, "evaluate_dpo").digest
+    current = find_champion(store, name)
+    if current and current.evaluation == evaluation:
+        raise ValueError(f"The models of {record.run_id} are the champion of {name} already.")
+    champion = crown(store, name, record.run_id, models, evaluation, current)
+    if record.tracking_run_id:
+        assign_role(execution, name, models["dpo"], "champion")
+    return champion
