@@ -71,6 +71,12 @@ def build_parser() -> argparse.ArgumentParser:
     up = _add_verb(adder, "up", verbs.up, "start Prefect's and MLflow's dashboards and a worker")
     up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
     up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
+    up.add_argument(
+        "--overlap",
+        default="wait",
+        choices=["wait", "skip"],
+        help="what becomes of a look for new text that is due while another is under way",
+    )
 
     notify = _add_verb(adder, "notify", verbs.notify, "tell a running `bessemer up` that new text has arrived")
     notify.add_argument("path", type=Path, help="the file or folder")

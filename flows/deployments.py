@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
@@ -23,6 +23,10 @@ WORK_POOL = "bessemer"
 TRAINING_SLOT = "gpu"
 HOME_TEMPLATE = "{{ $BESSEMER_HOME }}"
 TRACKING_TEMPLATE = "{{ $BESSEMER_TRACKING_URI }}"
+OVERLAP_TEMPLATE = "{{ $BESSEMER_OVERLAP }}"
+Overlap = Literal["wait", "skip"]
+COLLISION_STRATEGIES: dict[Overlap, str] = {"wait": "ENQUEUE", "skip": "CANCEL_NEW"}
+"""What becomes of a look for new text that would overlap another of its deployment, in Prefect's words."""
 _HEADER = """\
 # What can be started from Prefect's pages: each preset as a deployment that opens prefilled.
 # Written by `python -m flows.deployments > prefect.yaml`; edit the presets in deployments/recipes instead.
@@ -53,7 +57,7 @@ def _preset_deployment(name: str) -> dict[str, Any]:
 
 
 def _watch_deployment(name: str) -> dict[str, Any]:
-    """New text once a night; off until somebody says where it arrives. A run that would overlap another waits."""
+    """New text once a night; off until somebody says where it arrives."""
     return {
         "name": name,
         "description": "Look for new text at two in the night; prepare it, and train when it has grown enough.",
@@ -61,13 +65,13 @@ def _watch_deployment(name: str) -> dict[str, Any]:
         "tags": ["bessemer"],
         "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
         "schedules": [{"cron": "0 2 * * *", "timezone": "UTC", "active": False}],
-        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "concurrency_limit": {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE},
         "work_pool": {"name": WORK_POOL},
     }
 
 
 def _event_deployment() -> dict[str, Any]:
-    """New text as soon as `bessemer notify PATH` says that it is there; a run that would overlap another waits."""
+    """New text as soon as `bessemer notify PATH` says that it is there."""
     return {
         "name": "on-arrival",
         "description": "Look for new text in the folder that `bessemer notify PATH` names.",
@@ -83,7 +87,7 @@ def _event_deployment() -> dict[str, Any]:
                 "parameters": {"recipe": {"corpus": "{{ event.payload.path }}"}},
             }
         ],
-        "concurrency_limit": {"limit": 1, "collision_strategy": "ENQUEUE"},
+        "concurrency_limit": {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE},
         "work_pool": {"name": WORK_POOL},
     }
 
@@ -132,6 +136,7 @@ async def prepare_server() -> None:
 def apply() -> None:
     """Prepare the server at PREFECT_API_URL and hand over to Prefect's own `deploy`."""
     os.environ.setdefault("BESSEMER_HOME", str(ROOT / ".bessemer"))
+    os.environ.setdefault("BESSEMER_OVERLAP", COLLISION_STRATEGIES["wait"])
     os.environ.setdefault("BESSEMER_TRACKING_URI", "")  # where it is not set, Prefect would keep the placeholder
     asyncio.run(prepare_server())
     os.chdir(ROOT)

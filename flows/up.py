@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from flows.deployments import ROOT, WORK_POOL
+from flows.deployments import COLLISION_STRATEGIES, ROOT, WORK_POOL, Overlap
 from flows.recipe import Recipe
 from flows.servers import (
     LOOPBACK,
@@ -41,13 +41,16 @@ class Stopped(BaseException):
     """Somebody asked us to stop."""
 
 
-def serve(home: Path, prefect_port: int, mlflow_port: int) -> None:
+def serve(home: Path, prefect_port: int, mlflow_port: int, overlap: Overlap = "wait") -> None:
     """Run the servers and a worker until SIGINT or SIGTERM, or until one of them ends.
+
+    `overlap` says what becomes of a look for new text that is due while another of its deployment is under way.
 
     Raises:
         ValueError: a port is taken, another `up` serves this home, or a server ended by itself.
     """
     Store(home)
+    os.environ["BESSEMER_OVERLAP"] = COLLISION_STRATEGIES[overlap]
     with _only_one(home), _raise_on_signals(), ExitStack() as running:
         _check_port(prefect_port, "--prefect-port", "Prefect's")
         _check_port(mlflow_port, "--mlflow-port", "MLflow's")
@@ -91,6 +94,7 @@ def _deploy(home: Path, running: ExitStack) -> None:
     marker = home / "prefect" / "deployed.sha256"
     form = canonical_json([kind.model_json_schema() for kind in (Recipe, Execution)])
     wanted = file_sha256(ROOT / "prefect.yaml") + hashlib.sha256(form).hexdigest() + str(home.resolve())
+    wanted += os.environ["BESSEMER_OVERLAP"]
     if marker.exists() and marker.read_text() == wanted:
         return
     child = _kept(start_child(home, "deploy", "flows.deployments", ["apply"], {}), running)

@@ -128,7 +128,7 @@ def up(options: argparse.Namespace) -> None:
     """Serve the dashboards until stopped."""
     from flows.up import serve
 
-    serve(options.home, options.prefect_port, options.mlflow_port)
+    serve(options.home, options.prefect_port, options.mlflow_port, options.overlap)
 
 
 def verify(options: argparse.Namespace) -> int:

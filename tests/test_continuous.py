@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,9 @@ def test_text_lands_three_times_while_the_schedule_runs(watched: Watched, tmp_pa
         assert not built(summary.record) & {"conversations", "preferences"}
 
     watched.wait_for(1, "NothingNew", "")
+    runs = sorted(flow_runs(watched.prefect_api, "COMPLETED"), key=lambda run: run.start_time)
+    assert all(one.end_time <= other.start_time for one, other in pairwise(runs)), "two runs overlapped"
+    assert flow_runs(watched.prefect_api, "CANCELLED"), "a run that was due meanwhile was not skipped"
     assert len(list_runs(watched.store)) == 4
     scratch = execute(watched.recipe, Execution(home=tmp_path / "scratch", workers=2, threads=1), Untracked())
     before = digests(summaries[-1].record)

@@ -70,16 +70,25 @@ def test_every_preset_is_a_deployment_for_the_worker_of_this_home(served: Served
     assert slot.limit == 1
 
 
-def test_deploying_again_makes_no_duplicates(served: Served) -> None:
+def overlaps(served: Served) -> dict[str, str]:
+    """What each watch does with a run that would overlap another."""
+    options = {d.name: d.concurrency_options for d in deployments(served)}
+    return {name: option.collision_strategy.value for name, option in options.items() if option}
+
+
+def test_deploying_again_changes_what_was_asked_for_and_makes_no_duplicates(served: Served) -> None:
     before = sorted((d.name, d.id) for d in deployments(served))
+    assert overlaps(served) == {"nightly": "ENQUEUE", "on-arrival": "ENQUEUE"}
+    settings = {"PREFECT_API_URL": served.addresses.prefect_api, "BESSEMER_HOME": str(served.home)}
     subprocess.run(
         [sys.executable, "-m", "flows.deployments", "apply"],
         cwd=ROOT,
-        env={**os.environ, "PREFECT_API_URL": served.addresses.prefect_api, "BESSEMER_HOME": str(served.home)},
+        env={**os.environ, **settings, "BESSEMER_OVERLAP": "CANCEL_NEW"},
         check=True,
         capture_output=True,
     )
     assert sorted((d.name, d.id) for d in deployments(served)) == before
+    assert overlaps(served) == {"nightly": "CANCEL_NEW", "on-arrival": "CANCEL_NEW"}
 
 
 def test_a_cron_schedule_yields_future_runs(served: Served) -> None:
