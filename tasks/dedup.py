@@ -7,6 +7,7 @@ new shards at the end cost only themselves. Only that index is global and not bo
 mapped, about 300 bytes a kept document at the defaults, and 4 bytes for each shingle that drops are verified on.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from model.words import Ragged
 
 FILTERED, EXACT, NEAR = "filtered", "exact_duplicate", "near_duplicate"
-SIEVE_MARGIN = 0.2
-"""Pairs whose estimated similarity is this far below the threshold are not compared: five standard deviations."""
+MISSED_BY_SIEVE = 3e-7
+"""Probability that sketches agree too little for a pair of just the threshold's similarity to be compared."""
 PAIRS_SCHEMA = pa.schema(
     [("dropped", pa.string()), ("kept", pa.string()), ("similarity", pa.float64()), ("kind", pa.string())]
 )
@@ -77,9 +78,7 @@ def judge(signed: Signed, shard: int, index: DedupIndex, cfg: DedupConfig) -> Ju
     from model.minhash import EMPTY, band_keys
 
     segments = index.segments(shard)
-    permutations = cfg.bands * cfg.rows
-    sieve = max(cfg.threshold - SIEVE_MARGIN, 0.0) if cfg.similarity == "jaccard" else 0.0
-    rule = Rule(cfg.bucket_size, cfg.threshold, int(cfg.similarity == "containment"), int(sieve * permutations))
+    rule = Rule(cfg.bucket_size, cfg.threshold, int(cfg.similarity == "containment"), least_agreement(cfg))
     keys = band_keys(signed.signature, cfg.bands, cfg.rows)
     worded = (signed.signature != EMPTY).any(axis=1)
     sketches = signed.signature.astype(np.uint8)
@@ -111,6 +110,25 @@ def judge(signed: Signed, shard: int, index: DedupIndex, cfg: DedupConfig) -> Ju
     kept = verdicts.kind == KEPT
     segment = _segment(signed, shard, keys, sketches, kept, verdicts.enters)
     return Judged(verdicts.kind, duplicate_of, verdicts.similarity, segment)
+
+
+def least_agreement(cfg: DedupConfig) -> int:
+    """In how many places of their sketches two documents must agree to be worth comparing.
+
+    Of two documents of Jaccard similarity s, each place agrees with probability s; of containment it says nothing.
+    """
+    if cfg.similarity == "containment":
+        return 0
+    places, likely = cfg.bands * cfg.rows, 0.0
+    if cfg.threshold == 1:
+        return places
+    for least in range(places):
+        others = places - least
+        ways = math.lgamma(places + 1) - math.lgamma(least + 1) - math.lgamma(others + 1)
+        likely += math.exp(ways + least * math.log(cfg.threshold) + others * math.log1p(-cfg.threshold))
+        if likely > MISSED_BY_SIEVE:  # of agreeing in `least` places or fewer
+            return least
+    return places
 
 
 @dataclass(frozen=True)

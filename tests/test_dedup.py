@@ -2,6 +2,8 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from math import comb
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from model import keep_first as kernels
 from model.minhash import band_keys, jaccard, shingle_hash32, signatures
 from model.words import shingles
-from tasks.dedup import DedupConfig, dedup
+from tasks.dedup import DedupConfig, dedup, least_agreement
 from tasks.dedup_index import FAN_IN, DedupIndex, spans_of
 from tasks.dedup_segment import Segment
 from tasks.documents import attribute_shards, document_shards
@@ -116,6 +118,21 @@ def test_verdicts_are_keep_first_by_the_book(tmp_path: Path, similarity: str, bu
     dropped = [(ids[n], ids[other], value) for n, (_, other, value) in enumerate(expected) if other >= 0]
     found = [(pair["dropped"], pair["kept"], pair["similarity"]) for pair in pairs(outcome)]
     assert found == [(a, b, pytest.approx(c)) for a, b, c in dropped]
+
+
+@pytest.mark.parametrize(("bands", "rows"), [(4, 1), (4, 2), (14, 8), (64, 32)])
+@pytest.mark.parametrize("threshold", ["0.01", "0.75", "0.99", "1"])
+def test_hardly_a_similar_pair_fails_the_sieve(bands: int, rows: int, threshold: str) -> None:
+    """However few permutations there are. Low bytes agree by chance too, which lets more pairs through, not fewer."""
+    places, similarity = bands * rows, Fraction(threshold)
+    least = least_agreement(DedupConfig(bands=bands, rows=rows, threshold=float(threshold)))
+
+    def missed(least: int) -> float:
+        terms = (comb(places, n) * similarity**n * (1 - similarity) ** (places - n) for n in range(least))
+        return float(sum(terms))
+
+    assert missed(least) <= 3e-7, "pairs of just the threshold's similarity would be passed over"
+    assert least == places or missed(least + 1) > 3e-7, "pairs would be compared that need not be"
 
 
 def test_the_kept_set_is_that_of_datasketch(tmp_path: Path) -> None:
