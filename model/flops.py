@@ -63,7 +63,7 @@ class TrainingShape:
     tokens: int
     seq_len: int
     precision: Precision = "bf16"
-    optimizer: Literal["muon", "adamw"] = "muon"
+    optimizer: Literal["normuon", "muon", "adamw"] = "normuon"
     layers: Literal["fused", "plain"] = "fused"  # as model/fused.py (a CPU in bf16) or torch's own functions (a GPU)
     recompute_layers: bool = False
     shards: int = 1
@@ -73,7 +73,7 @@ def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast
     """Memory of one training step, from the shapes alone; agrees with torch's saved tensors within 3 %."""
     parameters = num_parameters(config)
     matrices = config.num_layers * _layer_matrices(config)
-    states = 2 * parameters - (matrices if shape.optimizer == "muon" else 0)  # Muon keeps one moment of a matrix
+    states = 2 * parameters - (0 if shape.optimizer == "adamw" else matrices)  # Muon keeps one moment of a matrix
     layer = _layer_activation_bytes(config, shape)
     residual = 4 * config.hidden_size
     if shape.recompute_layers:

@@ -2,7 +2,8 @@
 
 Muon (https://kellerjordan.github.io/posts/muon/) was worth 0.2 bits per byte at 1M parameters. Ours equals
 torch.optim.Muon, but on sharded parameters gathers each matrix once instead of sharding every small product (190 ms
-against 650 ms a step with two processes).
+against 650 ms a step with two processes). NorMuon (https://arxiv.org/abs/2510.05491) gives each neuron of the update
+the same size; its running average over steps brought nothing here (docs/LOG.md), so ours has no state beside Muon's.
 """
 
 import math
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
+OptimizerName = Literal["normuon", "muon", "adamw"]
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's: steep at zero, so 5 steps suffice
 
 Schedule = Literal["wsd", "cosine", "linear"]
@@ -24,8 +26,8 @@ Schedule = Literal["wsd", "cosine", "linear"]
 class OptimizerSettings:
     """What to optimise with. Learning rates are peaks, multiplied by `learning_rate_factor` at each step."""
 
-    kind: Literal["muon", "adamw"] = "muon"
-    matrix_learning_rate: float = 0.02  # Muon's; with "adamw" the matrices use `learning_rate`
+    kind: OptimizerName = "normuon"
+    matrix_learning_rate: float = 0.02  # Muon's and NorMuon's; with "adamw" the matrices use `learning_rate`
     learning_rate: float = 0.003  # norms; with "adamw" also matrices
     embedding_learning_rate: float = 0.1
     head_learning_rate: float = 0.004  # also of a tied embedding
@@ -33,8 +35,10 @@ class OptimizerSettings:
     momentum: float = 0.95
     newton_schulz_steps: int = 5
     newton_schulz_precision: Literal["bf16", "fp32"] = "bf16"
-    beta1: float = 0.9
-    beta2: float = 0.95
+    betas: tuple[float, float] = (0.9, 0.95)
+    # A token's row has a gradient only where the token occurs, so its second moment needs a longer memory.
+    embedding_betas: tuple[float, float] = (0.8, 0.995)
+    head_betas: tuple[float, float] = (0.8, 0.96)
     epsilon: float = 1e-10
 
 
@@ -46,11 +50,12 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
         if parameter.requires_grad:
             members[_group_of(name, parameter, tied)].append(parameter)
     rates = {
-        "matrix": settings.matrix_learning_rate if settings.kind == "muon" else settings.learning_rate,
+        "matrix": settings.learning_rate if settings.kind == "adamw" else settings.matrix_learning_rate,
         "embedding": settings.embedding_learning_rate,
         "head": settings.head_learning_rate,
         "vector": settings.learning_rate,
     }
+    betas = {"embedding": settings.embedding_betas, "head": settings.head_betas}
     groups: list[dict[str, Any]] = [
         {
             "name": name,
@@ -58,19 +63,19 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
             "lr": rates[name],
             "initial_lr": rates[name],
             "weight_decay": settings.weight_decay if name == "matrix" else 0.0,
+            "betas": betas.get(name, settings.betas),
         }
         for name, parameters in members.items()
         if parameters
     ]
-    betas = (settings.beta1, settings.beta2)
     if settings.kind == "adamw":
-        return torch.optim.AdamW(groups, betas=betas, eps=settings.epsilon, fused=True)
-    return Muon(
+        return torch.optim.AdamW(groups, eps=settings.epsilon, fused=True)
+    kind = NorMuon if settings.kind == "normuon" else Muon
+    return kind(
         groups,
         momentum=settings.momentum,
         ns_steps=settings.newton_schulz_steps,
         ns_dtype=torch.bfloat16 if settings.newton_schulz_precision == "bf16" else torch.float32,
-        betas=betas,
         eps=settings.epsilon,
     )
 
@@ -142,11 +147,14 @@ class Muon(torch.optim.Optimizer):
         lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
         parameter.mul_(1 - group["lr"] * group["weight_decay"])
         if isinstance(update, DTensor):  # one gather; every rank orthogonalises the same whole, and keeps its part
-            whole = orthogonalize(update.full_tensor(), group["ns_steps"], self._ns_dtype)
+            whole = self._direction(update.full_tensor(), group["ns_steps"])
             replicated = DTensor.from_local(whole, update.device_mesh, [Replicate()] * update.device_mesh.ndim)
             parameter.add_(replicated.redistribute(placements=update.placements), alpha=-lr)
         else:
-            parameter.add_(orthogonalize(update, group["ns_steps"], self._ns_dtype), alpha=-lr)
+            parameter.add_(self._direction(update, group["ns_steps"]), alpha=-lr)
+
+    def _direction(self, update: Tensor, steps: int) -> Tensor:
+        return orthogonalize(update, steps, self._ns_dtype)
 
     def _step_adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for parameter in parameters:
@@ -172,6 +180,25 @@ class Muon(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
+
+
+class NorMuon(Muon):
+    """Muon whose update moves each neuron equally far."""
+
+    def _direction(self, update: Tensor, steps: int) -> Tensor:
+        return equalize_neurons(super()._direction(update, steps).float())
+
+
+def equalize_neurons(matrix: Tensor) -> Tensor:
+    """Rows of a tall matrix, columns of a wide one, scaled to equal norms; the whole to that of an orthogonal matrix.
+
+    Newton-Schulz leaves singular values between 0.7 and 1.2, hence some neurons with larger updates than others. Both
+    scales together are NorMuon's (arXiv:2510.05491) with a second moment that remembers the present step alone.
+    """
+    rows, columns = matrix.shape
+    norms = torch.linalg.vector_norm(matrix, dim=1 if rows >= columns else 0, keepdim=True)
+    equal: Tensor = matrix * (math.sqrt(min(rows, columns) / max(rows, columns)) / norms.clamp(min=1e-7))
+    return equal
 
 
 def orthogonalize(matrix: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:

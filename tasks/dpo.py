@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 class DpoConfig(TrainingConfig):
     """The loss, and rates that barely move the model."""
 
-    optimizer: Literal["muon", "adamw"] = Field("adamw", description="Muon for the matrices, or AdamW for everything.")
+    optimizer: Literal["normuon", "muon", "adamw"] = Field(
+        "adamw", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
+    )
     matrix_learning_rate: float = Field(5e-4, gt=0, le=10, description="Peak learning rate of Muon.")
     learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
     embedding_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the input embedding.")
@@ -181,7 +183,7 @@ def _refuse_nothing(train_pairs: int, validation_pairs: int) -> None:
             )
 
 
-@stage("dpo", version=1, rebuild="on-version")
+@stage("dpo", version=2, rebuild="on-version")
 def dpo(run: StageRun, cfg: DpoConfig, policy: Artifact, preferences: Artifact) -> None:
     """Write an aligned chat model in the Hugging Face layout."""
     launch(run, dpo_job, cfg, {"policy": policy, "preferences": preferences})

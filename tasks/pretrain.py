@@ -315,7 +315,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
             run.metric(name, value)
 
 
-@stage("pretrain", version=1, rebuild="on-version")
+@stage("pretrain", version=2, rebuild="on-version")
 def pretrain(
     run: StageRun, cfg: PretrainConfig, tokens: Artifact, tokenizer: Artifact, start: Artifact | None = None
 ) -> None:

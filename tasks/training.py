@@ -32,8 +32,12 @@ class TrainingConfig(StageConfig):
     precision: Literal["bf16", "fp32"] = Field(
         "bf16", description="Arithmetic of the model and of Muon; weights are kept in fp32."
     )
-    optimizer: Literal["muon", "adamw"] = Field("muon", description="Muon for the matrices, or AdamW for everything.")
-    matrix_learning_rate: float = Field(0.02, gt=0, le=10, description="Peak learning rate of Muon.")
+    optimizer: Literal["normuon", "muon", "adamw"] = Field(
+        "normuon", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
+    )
+    matrix_learning_rate: float = Field(
+        0.02, gt=0, le=10, description="Peak learning rate of the matrices under NorMuon or Muon."
+    )
     learning_rate: float = Field(3e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
     embedding_learning_rate: float = Field(0.1, gt=0, le=10, description="Peak learning rate of the input embedding.")
     head_learning_rate: float = Field(4e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")

@@ -105,7 +105,7 @@ def saved_bytes(config: ModelConfig, shape: TrainingShape) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-@pytest.mark.parametrize("kind", ["muon", "adamw"])
+@pytest.mark.parametrize("kind", ["normuon", "muon", "adamw"])
 def test_optimizer_state_is_that_of_the_optimizer(kind: str) -> None:
     model = Transformer(CONFIG)
     optimizer = build_optimizer(model, OptimizerSettings(kind=kind))

@@ -17,6 +17,7 @@ from model.optim import (
     Muon,
     OptimizerSettings,
     build_optimizer,
+    equalize_neurons,
     learning_rate_factor,
     orthogonalize,
     set_learning_rates,
@@ -50,13 +51,18 @@ def randomise_gradients(module: nn.Module, seed: int) -> None:
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_equals_torch_muon_and_adamw(weight_decay: float) -> None:
     ours, theirs = model(), model()
-    optimizer = build_optimizer(ours, OptimizerSettings(weight_decay=weight_decay, epsilon=1e-8))
+    optimizer = build_optimizer(ours, OptimizerSettings(kind="muon", weight_decay=weight_decay, epsilon=1e-8))
     named = dict(theirs.named_parameters())
     matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n and "head" not in n]
     muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=weight_decay)
     rates = {"model.embed_tokens.weight": 0.1, "lm_head.weight": 0.004}
-    rest = [{"params": [p], "lr": rates.get(n, 0.003)} for n, p in named.items() if not any(p is m for m in matrices)]
-    adamw = torch.optim.AdamW(rest, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    betas = {"model.embed_tokens.weight": (0.8, 0.995), "lm_head.weight": (0.8, 0.96)}
+    rest = [
+        {"params": [p], "lr": rates.get(n, 0.003), "betas": betas.get(n, (0.9, 0.95))}
+        for n, p in named.items()
+        if not any(p is m for m in matrices)
+    ]
+    adamw = torch.optim.AdamW(rest, eps=1e-8, weight_decay=0.0)
     for step in range(4):
         for module, steps in ((ours, (optimizer,)), (theirs, (muon, adamw))):
             randomise_gradients(module, step)
@@ -65,6 +71,21 @@ def test_equals_torch_muon_and_adamw(weight_decay: float) -> None:
     for (name, found), wanted in zip(ours.named_parameters(), theirs.parameters()):
         # bf16 Newton-Schulz from a norm that is summed in another order: a few units in the last place.
         torch.testing.assert_close(found, wanted, atol=2e-3, rtol=0, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
+def test_normuon_moves_neurons_equally_and_as_far_as_an_orthogonal_matrix(shape: tuple[int, int]) -> None:
+    update = orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), 5, torch.float32)
+    equal = equalize_neurons(update)
+    norms = equal.norm(dim=1 if shape[0] >= shape[1] else 0)
+    torch.testing.assert_close(norms, torch.full_like(norms, (min(shape) / max(shape)) ** 0.5))
+    torch.testing.assert_close(equal.norm(), torch.tensor(float(min(shape)) ** 0.5))
+    assert float(torch.nn.functional.cosine_similarity(equal.flatten(), update.flatten(), dim=0)) > 0.97
+
+
+def test_normuon_leaves_a_matrix_without_gradient_where_it_is() -> None:
+    """As in the first step, when output projections are zero."""
+    assert not equalize_neurons(torch.zeros(8, 4)).any()
 
 
 def test_newton_schulz_in_fp32_passes_rounding_on_as_it_is() -> None:

@@ -184,7 +184,7 @@ def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path, strate
 def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, strategy: Any) -> None:
     if strategy == "deepspeed":
         require_module("deepspeed")
-    cfg = tiny_pretrain(steps=8, precision="fp32", optimizer="adamw" if strategy == "deepspeed" else "muon")
+    cfg = tiny_pretrain(steps=8, precision="fp32", optimizer="adamw" if strategy == "deepspeed" else "normuon")
     one = Execution(home=tmp_path / "one", threads=1)
     two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
     for execution in (one, two):
