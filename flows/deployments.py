@@ -1,7 +1,8 @@
 """`prefect.yaml`, written from the presets, and what a server must hold before it can run it.
 
 `python -m flows.deployments` prints the file; a test keeps the committed one equal to it. `... apply` makes the work
-pool and the training slot where they are missing and deploys; doing it again changes nothing.
+pool, the training slot and the automation for lost runs where they are missing and deploys; doing it again changes
+nothing.
 """
 
 import asyncio
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
+from flows.lost_runs import AUTOMATION, HEARTBEAT_ENVIRONMENT, lost_runs_automation
 from flows.notify import EVENT, RESOURCE
 from flows.recipe import PRESET_FOLDER, Recipe, load_plan, preset_names
 from tasks.execution import Execution
@@ -52,7 +54,7 @@ def _preset_deployment(name: str) -> dict[str, Any]:
             "recipe": difference(plan.recipe.model_dump(mode="json"), Recipe().model_dump(mode="json")),
             "execution": execution_parameters(plan.execution),
         },
-        "work_pool": {"name": WORK_POOL},
+        "work_pool": _work_pool(),
     }
 
 
@@ -66,7 +68,7 @@ def _watch_deployment(name: str) -> dict[str, Any]:
         "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
         "schedules": [{"cron": "0 2 * * *", "timezone": "UTC", "active": False}],
         "concurrency_limit": {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE},
-        "work_pool": {"name": WORK_POOL},
+        "work_pool": _work_pool(),
     }
 
 
@@ -88,8 +90,13 @@ def _event_deployment() -> dict[str, Any]:
             }
         ],
         "concurrency_limit": {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE},
-        "work_pool": {"name": WORK_POOL},
+        "work_pool": _work_pool(),
     }
+
+
+def _work_pool() -> dict[str, Any]:
+    """Where a deployment's runs go, and what their processes find in their environment on any kind of worker."""
+    return {"name": WORK_POOL, "job_variables": {"env": dict(HEARTBEAT_ENVIRONMENT)}}
 
 
 def execution_parameters(execution: Execution) -> dict[str, Any]:
@@ -119,7 +126,7 @@ def difference(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[s
 
 
 async def prepare_server() -> None:
-    """Make the work pool and the training slot; what is there stays as somebody may have changed it."""
+    """Make the work pool, the training slot and the automation; what is there stays: somebody may have changed it."""
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, WorkPoolCreate
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
@@ -131,6 +138,8 @@ async def prepare_server() -> None:
             await client.read_global_concurrency_limit_by_name(TRAINING_SLOT)
         except ObjectNotFound:
             await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=TRAINING_SLOT, limit=1))
+        if not await client.read_automations_by_name(AUTOMATION):
+            await client.create_automation(lost_runs_automation())
 
 
 def apply() -> None:

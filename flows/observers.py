@@ -1,19 +1,23 @@
-"""Who watches a stage being built on Prefect's behalf: progress and lines for people on its page."""
+"""Who watches a stage being built on Prefect's behalf: progress, curve and lines for people on its page."""
 
 import contextvars
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from uuid import UUID
 
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.artifacts import create_markdown_artifact, create_progress_artifact, update_progress_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
+from flows.report import loss_markdown
 from tasks.progress import format_count, format_seconds
 from tasks.stage import Observer
 
 PROGRESS_INTERVAL_S = 3.0
+CURVE_INTERVAL_S = 15.0
 
 
 class Together:
@@ -41,14 +45,16 @@ class Together:
 class PrefectObserver:
     """Shows progress on the task run's page. A thread talks to the server, so that a slow one holds up no stage."""
 
-    def __init__(self, label: str) -> None:
-        self._label = label
+    def __init__(self, label: str, figures_key: str) -> None:
+        self._label, self._figures_key = label, figures_key
         self._logger = get_run_logger()
         self._context = contextvars.copy_context()  # the artifact belongs to the task run of this context
         self._thread: ThreadPoolExecutor | None = None
         self._sending: Future[None] | None = None
         self._artifacts: dict[str, UUID] = {}
         self._last = 0.0
+        self._curve: list[tuple[float, float]] = []
+        self._curve_shown = time.monotonic()
 
     def __enter__(self) -> "PrefectObserver":
         return self
@@ -57,10 +63,17 @@ class PrefectObserver:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._thread:
-            self._thread.shutdown(wait=error is None, cancel_futures=True)
+            self._thread.shutdown(wait=error is None, cancel_futures=error is not None)
 
     def point(self, step: int, values: Mapping[str, float]) -> None:
-        """Curves go to MLflow."""
+        """All curves go to MLflow; that of the loss is also drawn here now and then."""
+        if "loss" not in values:
+            return
+        self._curve.append((step, values["loss"]))
+        now = time.monotonic()
+        if now - self._curve_shown >= CURVE_INTERVAL_S and len(self._curve) > 1 and not self._is_sending:
+            self._curve_shown = now
+            self.show_figures(loss_markdown(self._label, self._curve))
 
     def said(self, text: str) -> None:
         """Lines for people go to the flow run's log."""
@@ -70,23 +83,46 @@ class PrefectObserver:
         """Show it now and then, and always when it is done; skip it while the last one is still on its way."""
         is_over = done >= total
         now = time.monotonic()
-        if not is_over and (now - self._last < PROGRESS_INTERVAL_S or (self._sending and not self._sending.done())):
+        if not is_over and (now - self._last < PROGRESS_INTERVAL_S or self._is_sending):
             return
         self._last = now
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="progress")
         text = _words(self._label, description, done, total, rate)
         share = 100.0 * min(1.0, done / total) if total else 100.0
-        self._sending = self._thread.submit(self._context.copy().run, self._send, description, share, text)
+        self._send(self._show_progress, description, share, text)
 
-    def _send(self, description: str, share: float, text: str) -> None:
+    def show_figures(self, markdown: str) -> None:
+        """Show this in place of the figures shown before; "" shows none."""
+        if markdown:
+            self._send(self._show_figures, markdown)
+
+    @property
+    def _is_sending(self) -> bool:
+        return self._sending is not None and not self._sending.done()
+
+    def _send(self, show: Callable[..., None], *arguments: object) -> None:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._sending = self._thread.submit(self._context.copy().run, self._attempt, show, *arguments)
+
+    def _attempt(self, show: Callable[..., None], *arguments: object) -> None:
         try:
-            if description in self._artifacts:
-                update_progress_artifact(self._artifacts[description], share, text)
-            else:
-                self._artifacts[description] = _created(create_progress_artifact(share, description=text))
+            show(*arguments)
         except Exception as error:  # a picture of progress is never worth a run
             self._logger.debug("progress was not shown: %s", error)
+
+    def _show_progress(self, description: str, share: float, text: str) -> None:
+        if description in self._artifacts:
+            update_progress_artifact(self._artifacts[description], share, text)
+        else:
+            self._artifacts[description] = _created(create_progress_artifact(share, description=text))
+
+    def _show_figures(self, markdown: str) -> None:
+        known = self._artifacts.get(self._figures_key)
+        if known:
+            get_client(sync_client=True).update_artifact(known, ArtifactUpdate(data=markdown))
+        else:
+            made = create_markdown_artifact(markdown, key=self._figures_key, description=self._label)
+            self._artifacts[self._figures_key] = _created(made)
 
 
 def _created(artifact: object) -> UUID:

@@ -19,7 +19,7 @@ from flows.champion import describe_start
 from flows.observers import PrefectObserver, Together
 from flows.plan import make_plan, plan_markdown
 from flows.recipe import Recipe
-from flows.report import summary_markdown
+from flows.report import stage_markdown, summary_markdown
 from flows.run import execute
 from flows.runners import InProcess
 from flows.servers import live_addresses
@@ -90,9 +90,13 @@ class PrefectRunner(InProcess):
         return outcome
 
     def _obtain(self, stage: Stage[Any], config: Any, label: str, inputs: Mapping[str, Input]) -> Outcome:
-        with PrefectObserver(label) as shown, self._slot(stage, config, inputs):
+        key = artifact_key(label, str(self.record.recipe["name"]))
+        with PrefectObserver(label, key) as shown, self._slot(stage, config, inputs):
             observer = Together(self.tracker.stage_observer(label), shown)
-            return obtain(stage, config, inputs, self.execution, label, observer)
+            outcome = obtain(stage, config, inputs, self.execution, label, observer)
+            if outcome.status == "built":
+                shown.show_figures(stage_markdown(self.store, outcome))
+            return outcome
 
     @contextmanager
     def _slot(self, stage: Stage[Any], config: Any, inputs: Mapping[str, Input]) -> Iterator[None]:

@@ -1,13 +1,15 @@
 """A run's summary as Markdown, for Prefect's page, MLflow's artifacts and notifications."""
 
 import json
+from collections.abc import Sequence
 
 import yaml
 
-from flows.summary import Summary, model_rows, stage_figures, summarise
-from tasks.plots import quality_against_size
+from flows.summary import Summary, draw_curve, loss_points, model_rows, stage_figures, summarise
+from tasks.plots import family_sizes, quality_against_size, ranked_drops
 from tasks.progress import format_seconds
 from tasks.runs import RunRecord
+from tasks.stage import Outcome
 from tasks.store import Manifest, Store
 
 _MODEL_COLUMNS = {
@@ -46,6 +48,40 @@ def _plots(summary: Summary) -> dict[str, bytes]:
         if manifest.stage == "evaluate" and {"size_bytes", "val_bits_per_byte"} <= manifest.metrics.keys():
             evaluations[label.removeprefix("evaluate_")] = manifest
     return {"plots/quality_against_size.png": quality_against_size(evaluations)} if evaluations else {}
+
+
+def stage_markdown(store: Store, outcome: Outcome) -> str:
+    """What a person looks at first in a built stage, for its page; "" where a line says it all."""
+    if outcome.manifest.stage == "filter":
+        return _filter_markdown(outcome.manifest)
+    if outcome.manifest.stage == "dedup":
+        return _dedup_markdown(outcome)
+    points = loss_points(store, outcome.manifest)
+    return loss_markdown(outcome.label, points) if len(points) > 1 else ""
+
+
+def loss_markdown(label: str, points: Sequence[tuple[float, float]]) -> str:
+    """The loss curve so far."""
+    step, loss = points[-1]
+    return f"**{label}**: loss {loss:.4f} at step {step:.0f}\n\n```\n{draw_curve(points)}\n```\n"
+
+
+def _filter_markdown(manifest: Manifest) -> str:
+    left = total = int(manifest.metrics["documents_in"])
+    rows = [["in", "", str(total)]]
+    for rule, count in ranked_drops(manifest):
+        left -= count
+        rows.append([f"{rule}", f"-{count} ({count / total:.1%})", str(left)])
+    return "**filter**: documents, by the first rule that caught them\n\n" + _table(("rule", "dropped", "left"), rows)
+
+
+def _dedup_markdown(outcome: Outcome) -> str:
+    metrics = outcome.manifest.metrics
+    names = ("documents_in", "duplicates_exact", "duplicates_near", "documents_kept")
+    figures = _table(("figure", "documents"), [[name.replace("_", " "), f"{metrics[name]:.0f}"] for name in names])
+    sizes = sorted(family_sizes(outcome).items())
+    families = _table(("documents in a family of near duplicates", "families"), [[f"{s}", f"{n}"] for s, n in sizes])
+    return "**dedup**\n\n" + figures + (f"\n\n{families}" if sizes else "")
 
 
 def summary_markdown(summary: Summary) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from flows.lost_runs import HEARTBEAT_ENVIRONMENT
 from tasks.store import write_atomically
 from tasks.track.connection import local_tracking_uri, tracking_folder
 
@@ -22,6 +23,15 @@ HEALTH_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 120.0  # Prefect's first start migrates its database: 16 s on an idle machine, 41 s on a busy one
 STOP_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 15
+_SERVICES_OF_A_SCHEDULE = (
+    "SCHEDULER",
+    "LATE_RUNS",
+    "FOREMAN",
+    "PAUSE_EXPIRATIONS",
+    "CANCELLATION_CLEANUP",
+    "CLEANUP_RECONCILER",
+    "TRIGGERS",
+)
 
 
 class Addresses(BaseModel):
@@ -53,7 +63,10 @@ def prefect_environment(home: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(int(START_TIMEOUT_S)),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # Prefect's lines go to its pages, ours to the console
         "PREFECT_CLI_COLORS": "false",
+        # On disk: kept in memory, the slot of a killed run would be taken for ever once the server restarts.
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         "DO_NOT_TRACK": "true",
+        **HEARTBEAT_ENVIRONMENT,
     }
 
 
@@ -184,11 +197,14 @@ def start_prefect(home: Path, port: int) -> Child:
 
 
 def start_temporary_prefect(home: Path, port: int) -> Child:
-    """Start the server of one run, on the same database as `bessemer up`: no pages, no scheduler."""
+    """Start the server of one run, on the same database as `bessemer up`: no pages, no scheduler.
+
+    It is not what Prefect calls ephemeral, which would leave the training slot with a run that was killed.
+    """
     environment = {
         **prefect_environment(home),
         "PREFECT_UI_ENABLED": "0",
-        "PREFECT__SERVER_EPHEMERAL": "1",
+        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _SERVICES_OF_A_SCHEDULE},
         "PREFECT__SERVER_FINAL": "1",
         "PREFECT_API_URL": f"http://{LOOPBACK}:{port}/api",
     }

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.evaluate import CLEAN_SHARE
+from tasks.plots import read_curve
 from tasks.progress import format_count, format_seconds
 from tasks.runs import RunRecord, list_runs
 from tasks.stage import curve_path
@@ -87,10 +88,12 @@ def _started_from(store: Store, pretrain: Manifest | None) -> str:
 def _loss_curve(store: Store, manifests: dict[str, Manifest]) -> list[tuple[float, float]]:
     """(step, loss) of pretraining."""
     manifest = manifests.get("pretrain")
-    path = curve_path(store, manifest.stage, manifest.key) if manifest else None
-    if path is None or not path.exists():
-        return []
-    points = [json.loads(line) for line in path.read_text().splitlines()]
+    return loss_points(store, manifest) if manifest else []
+
+
+def loss_points(store: Store, manifest: Manifest) -> list[tuple[float, float]]:
+    """(step, loss) of a training; [] where its curve is gone, or the stage trains nothing."""
+    points = read_curve(curve_path(store, manifest.stage, manifest.key))
     return [(point["step"], point["loss"]) for point in points if "loss" in point]
 
 

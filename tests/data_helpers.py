@@ -11,6 +11,13 @@ from tasks.documents import DOCUMENT_SCHEMA, write_table
 from tasks.stage import Artifact
 from tasks.store import digest_directory
 
+PROSE = (
+    "The filter reads a document and measures what it can be judged by. It counts the words of the text, the lines "
+    "that end in a full stop, and the phrases that come again and again.\nA rule compares one of these numbers with a "
+    "bound that people can change. Whoever changes it sees at once which documents go and which come back, with the "
+    "reason for each of them written beside it.\n"
+)
+
 
 def make_documents(folder: Path, shards: Mapping[str, Sequence[str]]) -> Artifact:
     """A documents artifact with these texts, by shard name."""

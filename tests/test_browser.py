@@ -5,21 +5,38 @@ BESSEMER_SCREENSHOTS=docs/images takes the pictures of the README anew.
 
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+import psutil
 import pytest
 
 from flows.deployments import WORK_POOL, difference
 from flows.recipe import Recipe, load_plan
 from flows.servers import free_port
+from flows.verify import verify_run
+from tasks.execution import Execution
+from tasks.runs import find_run
+from tasks.store import Store
 from tests import tiny
 from tests.conftest import require_program
-from tests.up_helpers import Served, ask, deployments, start_up, stop, wait_for_servers
+from tests.up_helpers import (
+    Served,
+    ask,
+    deployments,
+    flow_run,
+    last_checkpoint,
+    log_lines,
+    run_processes,
+    start_run,
+    start_up,
+    stop,
+    wait_for_servers,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -35,6 +52,11 @@ FLAGS = (
     "--disable-sync",
 )
 RUN_TIMEOUT_S = 240
+SECRET = "planted-bb5f1d"
+SECRETS = dict.fromkeys(
+    ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "MLFLOW_TRACKING_PASSWORD", "PGPASSWORD", "SLACK_WEBHOOK_URL"), SECRET
+)
+LONG_STEPS = 800  # about 10 s: time to open the menu and to be told of the cancel
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ class Tiny:
 def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
     require_program("chromium")
     folder = tmp_path_factory.mktemp("browser")
-    process = start_up(folder / "home", free_port(), free_port())
+    process = start_up(folder / "home", free_port(), free_port(), **SECRETS)
     try:
         served = Served(folder / "home", process, wait_for_servers(folder / "home", process))
         yield Tiny(served, deploy_tiny(served, tiny.make_corpus(folder / "corpus")))
@@ -77,6 +99,7 @@ def deploy_tiny(served: Served, corpus: Path) -> UUID:
             entrypoint=demo.entrypoint,
             pull_steps=demo.pull_steps,
             parameter_openapi_schema=demo.parameter_openapi_schema,
+            job_variables=demo.job_variables,
             enforce_parameter_schema=True,
         ),
     )
@@ -193,16 +216,55 @@ def test_two_runs_are_compared_in_mlflow(page: "Page", deployment: Tiny, complet
 
 def run_again(deployment: Tiny, first: Any) -> None:
     """The same with another beta, by the API; waits for its end."""
-    recipe = {**first.parameters["recipe"], "dpo": {**first.parameters["recipe"]["dpo"], "beta": 0.3}}
-    made = ask(
-        deployment.served,
-        lambda client: client.create_flow_run_from_deployment(
-            deployment.id, parameters={"recipe": recipe, "execution": first.parameters["execution"]}
-        ),
-    )
-    deadline = time.monotonic() + RUN_TIMEOUT_S
-    state = made.state
-    while not state.is_final() and time.monotonic() < deadline:
-        time.sleep(0.5)
-        state = next(run.state for run in runs(deployment) if run.id == made.id)
-    assert state.is_completed(), state
+    made = start(deployment, first, {"dpo": {"beta": 0.3}})
+    wait_until(lambda: flow_run(deployment.served, made).state.is_final(), RUN_TIMEOUT_S, "the end of the run")
+    assert flow_run(deployment.served, made).state.is_completed()
+
+
+def start(deployment: Tiny, first: Any, changes: dict[str, dict[str, Any]]) -> UUID:
+    """Start the recipe of a run again with some fields of its sections changed; the id of the run."""
+    recipe = dict(first.parameters["recipe"])
+    for section, values in changes.items():
+        recipe[section] = {**recipe.get(section, {}), **values}
+    return start_run(deployment.served, deployment.id, {**first.parameters, "recipe": recipe})
+
+
+def choose(page: "Page", action: str, confirmation: str) -> None:
+    """An entry of the run page's menu, and its dialog."""
+    page.get_by_role("button").filter(has=page.locator("svg.lucide-ellipsis-vertical")).first.click()
+    page.get_by_role("menuitem", name=action, exact=True).click()
+    page.get_by_role("alertdialog").get_by_role("button", name=confirmation, exact=True).click()
+
+
+def test_cancelled_run_leaves_a_checkpoint_that_retry_goes_on_from(
+    page: "Page", deployment: Tiny, completed: Any
+) -> None:
+    from playwright.sync_api import expect
+
+    served, home = deployment.served, deployment.served.home
+    run = start(deployment, completed, {"pretrain": {"steps": LONG_STEPS, "checkpoint_every": 10}})
+    page.goto(f"{served.addresses.prefect}/v2/runs/flow-run/{run}")
+    wait_until(lambda: last_checkpoint(home), RUN_TIMEOUT_S, "the first checkpoint")
+    _, training = run_processes(served)
+    assert training
+    choose(page, "Cancel", "Cancel Flow Run")
+    _, alive = psutil.wait_procs(training, timeout=60)
+    assert alive == []
+    expect(page.get_by_text("Cancelled", exact=True).first).to_be_visible(timeout=60_000)
+    reached = last_checkpoint(home)
+    assert 0 < reached < LONG_STEPS
+
+    choose(page, "Retry", "Retry")
+    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=RUN_TIMEOUT_S * 1000)
+    assert f"pretrain: going on from step {reached} of {LONG_STEPS}" in log_lines(served, run)
+    record = find_run(Store(home))
+    assert record.recipe["pretrain"]["steps"] == LONG_STEPS
+    undisturbed = verify_run(record, Execution(home=home, workers=1, threads=1))
+    assert [stage.label for stage in undisturbed if not stage.equal] == []
+
+
+def test_secrets_of_the_environment_are_written_nowhere(deployment: Tiny, completed: Any) -> None:
+    """Neither to manifests, records, logs and databases, nor to what MLflow keeps."""
+    files = [path for path in deployment.served.home.rglob("*") if path.is_file()]
+    assert {"prefect.db", "mlflow.db", "worker.log", "environment.json", "MLmodel"} <= {path.name for path in files}
+    assert [path for path in files if SECRET.encode() in path.read_bytes()] == []

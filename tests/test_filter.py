@@ -15,14 +15,8 @@ from tasks.documents import attribute_shards, document_shards, read_kept
 from tasks.execution import Execution
 from tasks.filter import PUBLISHED, RULES, FilterConfig, filter, reasons
 from tasks.stage import Artifact, Outcome, obtain
-from tests.data_helpers import make_documents
+from tests.data_helpers import PROSE, make_documents
 
-PROSE = (
-    "The filter reads a document and measures what it can be judged by. It counts the words of the text, the lines "
-    "that end in a full stop, and the phrases that come again and again.\nA rule compares one of these numbers with a "
-    "bound that people can change. Whoever changes it sees at once which documents go and which come back, with the "
-    "reason for each of them written beside it.\n"
-)
 TOPICS = ["apples", "rivers", "stones", "clouds", "letters", "bridges", "gardens", "windows", "lamps", "maps"]
 LONG = " ".join(f"Sentence number {word} is about {word} and the {word} of it." for word in TOPICS)
 RELAXED = FilterConfig(

@@ -1,12 +1,15 @@
 """The Prefect runner against a real server: states, edges, artifacts, errors, cancelling."""
 
 import asyncio
+import contextvars
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -73,6 +76,15 @@ def artifacts(flow_run_id: UUID) -> list[Any]:
     return ask(lambda client: client.read_artifacts(artifact_filter=wanted))
 
 
+def figures(key: str, flow_run_id: UUID | None = None) -> list[str]:
+    """What is shown under a key, of all runs or of one."""
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+
+    wanted = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    found = ask(lambda client: client.read_artifacts(artifact_filter=wanted))
+    return [str(artifact.data) for artifact in found if flow_run_id in (None, artifact.flow_run_id)]
+
+
 def toy_flow(execution: Execution, calls: Callable[[Any], None]) -> UUID:
     """Carry out stage calls under the Prefect runner, as the flow does; returns the flow run's id."""
     from prefect import flow
@@ -125,11 +137,35 @@ def test_summary_and_progress_are_shown(execution: Execution) -> None:
         run(patient, PatientConfig(steps=4))
 
     found = artifacts(toy_flow(execution, work))
-    kinds = {artifact.type: artifact for artifact in found}
-    assert kinds["markdown"].key == "summary-toy"
-    assert "| patient |" in kinds["markdown"].data
-    assert kinds["progress"].data == 100.0
-    assert kinds["progress"].task_run_id is not None
+    (summary,) = [artifact for artifact in found if artifact.key == "summary-toy"]
+    assert "| patient |" in summary.data
+    (progress,) = [artifact for artifact in found if artifact.type == "progress"]
+    assert progress.data == 100.0
+    assert progress.task_run_id is not None
+
+
+@pytest.mark.slow
+def test_curve_is_shown_while_the_stage_runs(execution: Execution, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.observers.CURVE_INTERVAL_S", 0.1)
+    ended = threading.Event()
+
+    def look() -> list[str]:
+        seen: list[str] = []
+        while not ended.wait(0.2):
+            seen += figures("patient-toy")
+        return seen
+
+    def work(run: Any) -> None:
+        run(patient, PatientConfig(steps=8, step_seconds=0.4))
+
+    with ThreadPoolExecutor(1) as thread:
+        looking = thread.submit(contextvars.copy_context().run, look)
+        try:
+            flow_run_id = toy_flow(execution, work)
+        finally:
+            ended.set()
+    assert any("loss" in shown and "at step 7" not in shown for shown in looking.result())
+    assert ["at step 7" in shown for shown in figures("patient-toy", flow_run_id)] == [True]
 
 
 @pytest.mark.slow

@@ -16,12 +16,33 @@ from typing import Any
 import psutil
 import pytest
 
-from flows.recipe import preset_names
+from flows.lost_runs import AUTOMATION
+from flows.recipe import load_plan, preset_names
 from flows.servers import free_port, live_addresses
 from flows.up import serve
-from tests.up_helpers import ROOT, Served, ask, deployments, start_up, stop, wait_for_servers
+from tasks.execution import Execution
+from tests import tiny
+from tests.up_helpers import (
+    ROOT,
+    Served,
+    ask,
+    deployments,
+    flow_run,
+    foreign_addresses,
+    last_checkpoint,
+    log_lines,
+    run_processes,
+    start_run,
+    start_up,
+    stop,
+    wait_for_servers,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
+PATIENCE_S = "40"  # with a run that is gone; a live one reports every 30 s
+RUN_TIMEOUT_S = 240
+LONG_STEPS = 300  # a few seconds of pretraining
 
 
 def copy_databases(source: Path, target: Path) -> None:
@@ -46,7 +67,7 @@ def all_gone(processes: list[psutil.Process], timeout_s: float = 20) -> bool:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("up") / "home"
-    process = start_up(home, free_port(), free_port())
+    process = start_up(home, free_port(), free_port(), BESSEMER_PATIENCE_S=PATIENCE_S)
     served = Served(home, process, wait_for_servers(home, process))
     yield served
     stop(process)
@@ -56,9 +77,7 @@ def test_both_dashboards_answer_on_loopback_only(served: Served) -> None:
     for address in (served.addresses.prefect, served.addresses.mlflow):
         with urllib.request.urlopen(address, timeout=10) as reply:
             assert reply.status == 200
-    ours = {process.pid for process in descendants(served.process.pid)}
-    listening = [c for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in ours]
-    assert {c.laddr.ip for c in listening} == {"127.0.0.1"}
+    assert foreign_addresses(served.process.pid) == set()
 
 
 def test_every_preset_is_a_deployment_for_the_worker_of_this_home(served: Served) -> None:
@@ -89,6 +108,7 @@ def test_deploying_again_changes_what_was_asked_for_and_makes_no_duplicates(serv
     )
     assert sorted((d.name, d.id) for d in deployments(served)) == before
     assert overlaps(served) == {"nightly": "CANCEL_NEW", "on-arrival": "CANCEL_NEW"}
+    assert len(ask(served, lambda client: client.read_automations_by_name(AUTOMATION))) == 1
 
 
 def test_a_cron_schedule_yields_future_runs(served: Served) -> None:
@@ -151,6 +171,53 @@ def test_death_of_a_server_takes_all_down_and_is_said(served: Served, tmp_path: 
     assert process.returncode == 2
     assert "The worker process ended by itself" in err
     assert all_gone(children)
+
+
+def test_run_killed_with_its_worker_is_crashed_by_itself_and_goes_on_when_retried(
+    served: Served, tmp_path: Path
+) -> None:
+    from prefect.client.schemas.objects import StateType
+    from prefect.states import AwaitingRetry
+
+    home = tmp_path / "home"
+    copy_databases(served.home, home)
+    first = start_served(home)
+    deployment = next(d for d in deployments(first) if d.name == "demo")
+    run = start_run(first, deployment.id, tiny_parameters(home, tmp_path / "corpus"))
+    wait_until(lambda: last_checkpoint(home) > 0, RUN_TIMEOUT_S, "the first checkpoint")
+    assert foreign_addresses(first.process.pid) == set()
+    worker, training = run_processes(first)
+    for process in (worker, *training):
+        process.kill()
+    first.process.communicate(timeout=60)  # without a worker it is of no use, so it ends
+    reached = last_checkpoint(home)
+
+    again = start_served(home)
+    try:
+        assert flow_run(again, run).state.type == StateType.RUNNING
+        wait_until(lambda: flow_run(again, run).state.is_crashed(), RUN_TIMEOUT_S, "the crash")
+        assert "No heartbeat" in flow_run(again, run).state.message
+        ask(again, lambda client: client.set_flow_run_state(run, AwaitingRetry(), force=True))
+        wait_until(lambda: flow_run(again, run).state.is_final(), RUN_TIMEOUT_S, "the end of the run")
+        assert flow_run(again, run).state.is_completed()
+        assert f"pretrain: going on from step {reached} of {LONG_STEPS}" in log_lines(again, run)
+    finally:
+        stop(again.process)
+
+
+def start_served(home: Path) -> Served:
+    process = start_up(home, free_port(), free_port())
+    return Served(home, process, wait_for_servers(home, process))
+
+
+def tiny_parameters(home: Path, corpus: Path) -> dict[str, Any]:
+    """What the form would send for a run of seconds, with time to kill it while it pretrains."""
+    sources = (f"corpus={corpus}", f"sft_data={corpus}", f"preference_data={corpus}")
+    tiny.make_corpus(corpus)
+    steps = (f"pretrain.steps={LONG_STEPS}", "pretrain.checkpoint_every=10", "sft.steps=5", "dpo.steps=5")
+    recipe = load_plan("demo", ["name=tiny", *tiny.SETTINGS, *steps, *sources]).recipe
+    execution = Execution(home=home, workers=1, threads=1, tracking_uri="none")
+    return {"recipe": recipe.model_dump(mode="json"), "execution": execution.model_dump(mode="json")}
 
 
 def test_notify_starts_a_run_on_the_text_that_arrived(served: Served, tmp_path: Path) -> None:

@@ -172,13 +172,6 @@ def points_to_metrics(points: Sequence[Point], prefix: str, timestamp_ms: int) -
     ]
 
 
-def read_points(path: Path) -> list[Point]:
-    """The points of a kept curve; [] where there is none."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def thin(points: Sequence[Point], count: int) -> list[Point]:
     """At most `count` points per series, evenly spread, its last always among them."""
     wanted: dict[int, Point] = {}

@@ -12,6 +12,7 @@ from mlflow.entities import Metric
 from pydantic import BaseModel, ConfigDict
 
 from tasks.execution import Execution
+from tasks.plots import read_curve
 from tasks.progress import console
 from tasks.runs import RunRecord, Status, run_folder
 from tasks.stage import Observer, Outcome, curve_path
@@ -235,7 +236,7 @@ def deliver(connection: Connection, store: Store, ledger: Ledger, record: RunRec
         return
     metrics: list[Metric] = []
     for outcome in left:
-        points = delivery.read_points(curve_path(store, outcome.manifest.stage, outcome.manifest.key))
+        points = read_curve(curve_path(store, outcome.manifest.stage, outcome.manifest.key))
         metrics += delivery.parent_metrics(outcome, points)
         if outcome.status == "built":
             started_ms = delivery.iso_to_ms(outcome.manifest.created) - int(1000 * outcome.manifest.seconds)
