@@ -168,7 +168,9 @@ def test_form_is_the_recipe_under_its_own_names(page: "Page", deployment: Tiny) 
     names = [label.removesuffix(" (Optional)") for label in labels]
     sections = list(Recipe.model_fields)
     assert [name for name in names if name in sections] == sections
-    assert field(page, "pretrain", "num_layers").input_value() == "2"
+    layers = field(page, "pretrain", "num_layers")
+    assert layers.input_value() == "2"
+    layers.evaluate("input => input.scrollIntoView({block: 'center'})")
     picture(page, "form")
 
 

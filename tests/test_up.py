@@ -30,7 +30,6 @@ from tests.up_helpers import (
     flow_run,
     foreign_addresses,
     last_checkpoint,
-    log_lines,
     run_processes,
     start_run,
     start_up,
@@ -173,11 +172,8 @@ def test_death_of_a_server_takes_all_down_and_is_said(served: Served, tmp_path: 
     assert all_gone(children)
 
 
-def test_run_killed_with_its_worker_is_crashed_by_itself_and_goes_on_when_retried(
-    served: Served, tmp_path: Path
-) -> None:
+def test_run_killed_with_its_worker_is_crashed_by_itself(served: Served, tmp_path: Path) -> None:
     from prefect.client.schemas.objects import StateType
-    from prefect.states import AwaitingRetry
 
     home = tmp_path / "home"
     copy_databases(served.home, home)
@@ -190,17 +186,13 @@ def test_run_killed_with_its_worker_is_crashed_by_itself_and_goes_on_when_retrie
     for process in (worker, *training):
         process.kill()
     first.process.communicate(timeout=60)  # without a worker it is of no use, so it ends
-    reached = last_checkpoint(home)
+    assert last_checkpoint(home) < LONG_STEPS
 
     again = start_served(home)
     try:
         assert flow_run(again, run).state.type == StateType.RUNNING
         wait_until(lambda: flow_run(again, run).state.is_crashed(), RUN_TIMEOUT_S, "the crash")
         assert "No heartbeat" in flow_run(again, run).state.message
-        ask(again, lambda client: client.set_flow_run_state(run, AwaitingRetry(), force=True))
-        wait_until(lambda: flow_run(again, run).state.is_final(), RUN_TIMEOUT_S, "the end of the run")
-        assert flow_run(again, run).state.is_completed()
-        assert f"pretrain: going on from step {reached} of {LONG_STEPS}" in log_lines(again, run)
     finally:
         stop(again.process)
 
