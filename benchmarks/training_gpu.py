@@ -18,6 +18,7 @@ from torch import Tensor
 from benchmarks.peers.llama_trainer import LlamaTrainer
 from benchmarks.report import Figure, conclude
 from flows.recipe import load_plan
+from model.compilation import compile_layers
 from model.flops import TrainingShape, flops_per_token, memory_forecast, num_parameters
 from model.meter import data_sheet_peak
 from model.objectives import NextToken
@@ -83,9 +84,8 @@ class Step:
         self.tokens = scale.micro_batches * micro_batch_tokens
 
     def compile(self) -> None:
-        """Compile each layer by torch.compile; the product does not, so this shows what it would bring."""
-        for layer in self.parallel.objective.transformer.model.layers:
-            layer.compile()
+        """As `execution.compile` "layers" does."""
+        compile_layers(self.parallel.objective.transformer, self.parallel.device)
 
     def __call__(self) -> None:
         """Gradients of all micro-batches, clipping, optimizer."""

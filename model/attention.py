@@ -49,6 +49,8 @@ def attention_kernel(name: AttentionName) -> Iterator[None]:
 def _choose(q: Tensor, k: Tensor, document_ids: Tensor | None) -> AttentionName:
     if q.device.type == "cuda":
         return "sdpa" if document_ids is None else "flex"
+    if torch.compiler.is_compiling():
+        return "sdpa"  # the blocks of a packed batch depend on its values
     training = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad)
     # In fp32 SDPA is transformers' own kernel, so logits stay bit-equal.
     return "blocks" if q.dtype == torch.bfloat16 and training and q.shape[2] == k.shape[2] else "sdpa"

@@ -38,9 +38,11 @@ def fusion(choice: Fusion) -> Iterator[None]:
 
 
 def applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer should use the fused kernels: under bf16 autocast on a CPU, with fp32 master weights."""
+    """Whether a layer should use the fused kernels: under bf16 autocast on a CPU, with fp32 master weights, and not
+    under torch.compile, which cannot look into them."""
     return (
         COMPILED
+        and not torch.compiler.is_compiling()
         and x.device.type == "cpu"
         and weight.dtype == torch.float32
         and torch.is_autocast_enabled("cpu")

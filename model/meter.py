@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import torch
 
 from model.data import Batch
-from model.flops import Precision, flops_per_token
+from model.flops import flops_per_token
 from model.heap import give_back_freed_memory
-from model.shape import ModelConfig
+from model.shape import ModelConfig, Precision
 
 MACHINE_FIGURES = frozenset({"tokens_per_s", "mfu", "peak_memory_bytes", "joules"})
 """Figures of a step that two equal runs do not share."""
@@ -40,7 +40,8 @@ class EnergyCounter(Protocol):
 def peak_flops(device: torch.device, precision: Precision) -> float:
     """FLOP/s that one process can reach at most; 0 where nobody knows.
 
-    A GPU's is that of its data sheet, in bf16; a CPU's is measured, over the threads that torch uses now.
+    A GPU's is that of its data sheet, in bf16 alone: in fp8 a part of the work has another. A CPU's is measured, over
+    the threads that torch uses now.
     """
     if device.type == "cpu":
         return measured_cpu_peak(precision, torch.get_num_threads())
@@ -56,7 +57,7 @@ def data_sheet_peak(name: str) -> float:
 @lru_cache(maxsize=8)
 def measured_cpu_peak(precision: Precision, threads: int) -> float:
     """The best of some products of matrices, by CPU time: what others do on the machine does not lower it."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     a, b = torch.ones(2, _PEAK_SIZE, _PEAK_SIZE, dtype=dtype)
     best, deadline = float("inf"), time.perf_counter() + _PEAK_SECONDS
     while time.perf_counter() < deadline or best == float("inf"):

@@ -28,9 +28,9 @@ from torch.distributed.tensor import DTensor
 from model.heap import keep_freed_memory
 from model.objectives import Objective
 from model.optim import OptimizerSettings, build_optimizer
+from model.shape import Precision
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
-Precision = Literal["fp32", "bf16"]
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -251,7 +251,7 @@ def _fsdp2_plugin(precision: Precision) -> FullyShardedDataParallelPlugin:
         state_dict_type="FULL_STATE_DICT",
         cpu_ram_efficient_loading=False,
     )
-    if precision == "bf16":
+    if precision != "fp32":
         # Accelerate's own choice would also sum gradients in bf16.
         plugin.mixed_precision_policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     return plugin

@@ -7,6 +7,8 @@ from typing import Literal
 QUERY_BLOCK = 128  # queries of one block of attention on a CPU
 CHUNK_LOGITS = 1 << 20  # logits held at a time by the losses: 2-4 MB, which a core's cache still serves
 
+Precision = Literal["fp32", "bf16", "fp8"]
+"""Arithmetic of a model; its master weights are fp32. fp8 is of the layers' matrices only; the rest runs in bf16."""
 RopeKind = Literal["default", "linear", "llama3", "yarn", "dynamic"]
 
 

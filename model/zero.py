@@ -14,7 +14,8 @@ from torch import Tensor
 
 from model.objectives import Objective
 from model.optim import OptimizerSettings, build_optimizer
-from model.parallel import Passes, Placement, Precision, check_processes, choose_device
+from model.parallel import Passes, Placement, check_processes, choose_device
+from model.shape import Precision
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 

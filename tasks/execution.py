@@ -50,6 +50,10 @@ class Execution(BaseModel):
         ge=128,
         description="Tokens that one process takes through the model at once; a GPU takes far more than a CPU's 4096.",
     )
+    compile: Literal["no", "layers"] = Field(
+        "no",
+        description="Whether torch.compile fuses the layers in training: for a GPU, and for more than minutes.",
+    )
     tracking_uri: str = Field(
         "", description="MLflow server or database; empty: SQLite under the home folder; none: no tracking."
     )

@@ -21,16 +21,21 @@ if TYPE_CHECKING:
     from model.data import Batches
     from model.objectives import Objective
     from model.parallel import Parallel
+    from model.shape import Precision
     from model.tokenizer import Tokenizer
     from model.train import Summarise, Validation
+    from model.transformer import Transformer
+    from tasks.execution import Execution
 
 
 class TrainingConfig(StageConfig):
     """How the optimizer goes about it; the defaults are those of pretraining."""
 
     seed: int = Field(0, ge=0, le=2**31, description="Seed of weights and of the order of the data.")
-    precision: Literal["bf16", "fp32"] = Field(
-        "bf16", description="Arithmetic of the model and of Muon; weights are kept in fp32."
+    precision: Literal["bf16", "fp32", "fp8"] = Field(
+        "bf16",
+        description="Arithmetic of the model and of Muon; weights are kept in fp32. fp8: of the layers' matrices, the "
+        "rest in bf16; needs a GPU such as an H100.",
     )
     optimizer: Literal["normuon", "muon", "adamw"] = Field(
         "normuon", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
@@ -92,6 +97,7 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
 
     execution = run.execution
     objective.transformer.recompute_layers = cfg.recompute_layers == "all"
+    _prepare_layers(objective.transformer, cfg.precision, execution)
     optimizer = OptimizerSettings(
         kind=cfg.optimizer,
         matrix_learning_rate=cfg.matrix_learning_rate,
@@ -99,12 +105,32 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
         embedding_learning_rate=cfg.embedding_learning_rate,
         head_learning_rate=cfg.head_learning_rate,
         weight_decay=cfg.weight_decay,
-        newton_schulz_precision=cfg.precision,
+        newton_schulz_precision="fp32" if cfg.precision == "fp32" else "bf16",
     )
     placement = Placement(
         execution.device, execution.processes, execution.strategy, execution.threads, execution.micro_batch_tokens
     )
     return place(objective, optimizer, cfg.precision, placement, cfg.max_grad_norm)
+
+
+def _prepare_layers(transformer: Transformer, precision: Precision, execution: Execution) -> None:
+    """Have the layers multiply in FP8 and be compiled, where that is asked for and can be had."""
+    from model.compilation import compile_layers
+    from model.float8 import check_float8, use_float8
+    from model.parallel import choose_device
+
+    device = choose_device(execution.device)
+    sharded_by_zero = execution.strategy == "deepspeed" and execution.processes > 1
+    if sharded_by_zero and (precision == "fp8" or execution.compile == "layers"):
+        raise ValueError(
+            "Strategy 'deepspeed' gathers weights inside the layers, which can then be neither compiled nor multiplied "
+            "in fp8. Use strategy 'fsdp2' or 'ddp', or precision 'bf16' and execution.compile 'no'."
+        )
+    if precision == "fp8":
+        check_float8(device)
+        use_float8(transformer)
+    if execution.compile == "layers":
+        compile_layers(transformer, device)
 
 
 def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: TrainingData) -> dict[str, float]:

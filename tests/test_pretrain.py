@@ -22,7 +22,7 @@ from tasks.execution import Execution
 from tasks.pretrain import PretrainConfig, pretrain, step_plan, text_batches
 from tasks.stage import Artifact, Outcome, curve_path, obtain
 from tasks.store import Store
-from tests.conftest import require_module
+from tests.conftest import require_module, require_program
 from tests.training_helpers import (
     VOCAB_SIZE,
     assert_same_but_for_rounding,
@@ -220,6 +220,37 @@ def test_muon_under_zero_and_uneven_batches_are_refused(inputs: Inputs, tmp_path
     two = Execution(home=tmp_path, threads=1, processes=2)
     with pytest.raises(ValueError, match="7 rows or pairs cannot be shared evenly by 2"):
         obtain(pretrain, tiny_pretrain(batch_tokens=7 * 64), inputs, two)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_curve(inputs: Inputs, tmp_path: Path) -> None:
+    require_program("g++")
+    cfg = tiny_pretrain(steps=4, precision="fp32", optimizer="adamw", num_layers=1)
+    plain = Execution(home=tmp_path / "plain", threads=1)
+    compiled = Execution(home=tmp_path / "compiled", threads=1, compile="layers")
+    expected = obtain(pretrain, cfg, inputs, plain)
+    torch._dynamo.utils.counters.clear()
+    found = obtain(pretrain, cfg, inputs, compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one layer, in training and in validation
+    assert found.manifest.key == expected.manifest.key
+    for p, q in zip(full_curve(plain.home), full_curve(compiled.home), strict=True):
+        assert q == pytest.approx(p, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "where", "words"),
+    [
+        ({"precision": "fp8"}, {}, "'fp8' needs a CUDA device of compute capability 8.9"),
+        ({}, {"compile": "layers"}, "a C[+][+] compiler on a CPU; looked for no-such-compiler"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cfg: Any, where: Any, words: str
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    execution = Execution(home=tmp_path, threads=1, device="cpu", **where)
+    with pytest.raises(ValueError, match=words):
+        obtain(pretrain, tiny_pretrain(**cfg), inputs, execution)
 
 
 def test_another_tokenizer_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:

@@ -141,13 +141,17 @@ def test_threads_and_runs_change_no_bit(autocast: bool, packed: bool) -> None:
     assert all(torch.equal(one[name], two[name]) for name in one), "1 and 2 threads differ"
 
 
-def test_compiles_as_one_graph() -> None:
+@pytest.mark.parametrize("autocast", [True, False])
+def test_compiles_as_one_graph(autocast: bool) -> None:
     """As on a GPU, where the plain layers are torch.compile's to fuse."""
     model, ids = build(), batch(length=20)
     documents = (torch.arange(20) // 7).expand(3, -1)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     for packed in (None, documents):
-        torch.testing.assert_close(compiled(ids, document_ids=packed), model(ids, document_ids=packed))
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            found = compiled(ids, document_ids=packed)
+            with fusion("off"), attention_kernel("sdpa"):
+                torch.testing.assert_close(found, model(ids, document_ids=packed))
 
 
 def test_initialisation_depends_on_seed_and_name_only() -> None:
