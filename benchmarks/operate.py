@@ -6,22 +6,19 @@
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
-import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks.landings import landings
 from benchmarks.report import Figure, conclude
-from flows.graph import Sources, prepare
 from flows.recipe import Recipe, load_plan
 from flows.run import execute
-from flows.runners import InProcess
 from tasks.execution import Execution
 from tasks.runs import RunRecord
 from tasks.stage import StageRun, curve_path
@@ -36,13 +33,6 @@ TRACKING_GOAL_S = 0.5
 """Per stage, in the run's own time."""
 LOGGING_GOAL = 0.01
 """Of a training step of the smallest model that anyone trains."""
-INCREMENT_GOAL = 0.5
-"""Of the CPU seconds of all text, for a tenth of new text at this size, where fixed costs weigh most."""
-
-
-def prepare_only(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
-    """The data half of the pipeline."""
-    prepare(recipe, sources, runner)
 
 
 def tiny_recipe(folder: Path) -> Recipe:
@@ -136,28 +126,7 @@ def logging_share(record: RunRecord, store: Store, folder: Path) -> Figure:
     return Figure("metrics logging, share of a training step", share, LOGGING_GOAL, "lower")
 
 
-def increment_share(recipe: Recipe, folder: Path, repeats: int) -> Figure:
-    """CPU seconds of the data stages for a tenth of new text, over those for all text from scratch."""
-    corpus = Path(recipe.corpus)
-    later = [Path(sysconfig.get_paths()["stdlib"]) / f"{name}.py" for name in ("shutil", "subprocess", "tarfile")]
-    shares = []
-    for number in range(repeats):
-        for path in later:
-            (corpus / path.name).unlink(missing_ok=True)
-        home, scratch = folder / f"increment-{number}", folder / f"whole-{number}"
-        execute(recipe, Execution(home=home, workers=1, threads=1), Untracked(), body=prepare_only)
-        for path in later:
-            shutil.copy(path, corpus)
-        costs = []
-        for place in (home, scratch):
-            started = time.process_time()
-            execute(recipe, Execution(home=place, workers=1, threads=1), Untracked(), body=prepare_only)
-            costs.append(time.process_time() - started)
-        shares.append(costs[0] / costs[1])
-    return Figure("new text, share of the CPU seconds of all text", statistics.median(shares), INCREMENT_GOAL, "lower")
-
-
-NAMES = ("cached", "tracking", "logging", "increment")
+NAMES = ("cached", "tracking", "logging", "landings")
 
 
 def main() -> None:
@@ -172,7 +141,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe, home = tiny_recipe(folder), folder / "home"
-        if set(options.only) - {"increment"}:
+        if set(options.only) - {"landings"}:
             record = execute(recipe, Execution(home=home, workers=1, threads=1), Untracked())
         if "logging" in options.only:
             figures.append(logging_share(record, Store(home), folder))
@@ -182,8 +151,8 @@ def main() -> None:
             recipe_file = folder / "recipe.yaml"
             recipe_file.write_text(recipe.model_dump_json())  # JSON is YAML
             figures += cached_runs(recipe_file, home, repeats)
-        if "increment" in options.only:
-            figures.append(increment_share(recipe, folder, repeats))
+        if "landings" in options.only:
+            figures += landings(folder, 1000 if options.quick else 5000)
     conclude(figures)
 
 
