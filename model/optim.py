@@ -196,8 +196,10 @@ def equalize_neurons(matrix: Tensor) -> Tensor:
     scales together are NorMuon's (arXiv:2510.05491) with a second moment that remembers the present step alone.
     """
     rows, columns = matrix.shape
-    norms = torch.linalg.vector_norm(matrix, dim=1 if rows >= columns else 0, keepdim=True)
-    equal: Tensor = matrix * (math.sqrt(min(rows, columns) / max(rows, columns)) / norms.clamp(min=1e-7))
+    if rows < columns:
+        return equalize_neurons(matrix.T.contiguous()).T  # sums down columns depend on the number of threads
+    norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+    equal: Tensor = matrix * (math.sqrt(columns / rows) / norms.clamp(min=1e-7))
     return equal
 
 

@@ -83,6 +83,17 @@ def test_normuon_moves_neurons_equally_and_as_far_as_an_orthogonal_matrix(shape:
     assert float(torch.nn.functional.cosine_similarity(equal.flatten(), update.flatten(), dim=0)) > 0.97
 
 
+@pytest.mark.parametrize("shape", [(48, 1000), (1000, 48), (192, 704)])
+def test_normuon_changes_no_bit_with_the_number_of_threads(shape: tuple[int, int]) -> None:
+    update = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    threads = torch.get_num_threads()
+    try:
+        found = [(torch.set_num_threads(count), equalize_neurons(update))[1] for count in (1, 2, 4)]
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
 def test_normuon_leaves_a_matrix_without_gradient_where_it_is() -> None:
     """As in the first step, when output projections are zero."""
     assert not equalize_neurons(torch.zeros(8, 4)).any()
