@@ -56,6 +56,7 @@ class NextToken(Objective):
         """Nats, labels and bytes of each source: (3 * sources,), without a gradient."""
         labels, owners = batch["labels"], batch["source_ids"].reshape(-1)
         nats = -token_log_probs(hidden.detach(), self.transformer.head_weight.detach(), labels).reshape(-1)
+        nats = nats.double()  # index_add adds one by one: thousands of tokens in fp32 would cost the seventh digit
         empty = nats.new_zeros(self.sources)
         found = empty.index_add(0, owners, nats), empty.index_add(0, owners, (labels != IGNORED).reshape(-1).to(nats))
         return torch.cat([*found, batch["source_bytes"].sum(0).to(nats)])

@@ -1,7 +1,6 @@
 """Tiny tokenizers, token streams, conversations and pairs as artifacts, and curves, for the tests of training."""
 
 import json
-import math
 from hashlib import md5
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -146,9 +145,7 @@ def assert_same_but_for_rounding(one: list[dict[str, float]], other: list[dict[s
 
 
 def _allowed(name: str, value: float) -> float:
-    """A source is a mean of few tokens: there the bound is a share of the loss. A perplexity is its exponential."""
+    """A perplexity is the exponential of a loss, so nats there are shares here."""
     if name == "grad_norm":
         return NORM_SHARE * value
-    if name.startswith("val_perplexity"):
-        return LOSS_NATS * value * (math.log(value) if "/" in name else 1)
-    return LOSS_NATS * value if "/" in name else LOSS_NATS
+    return LOSS_NATS * value if name.startswith("val_perplexity") else LOSS_NATS
