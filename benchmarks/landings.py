@@ -13,7 +13,7 @@ from benchmarks.data_corpus import real_texts, write_jsonl
 from benchmarks.report import Figure
 from flows.graph import Sources, prepare
 from flows.recipe import PYTHON_DOCS, Recipe
-from flows.run import execute
+from flows.run import Body, build_models, execute
 from flows.runners import InProcess
 from tasks.execution import Execution
 from tasks.runs import RunRecord
@@ -35,14 +35,9 @@ def prepare_only(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
     prepare(recipe, sources, runner)
 
 
-def take_in(recipe: Recipe, home: Path) -> RunRecord:
-    """Prepare what lies in the recipe's folder."""
-    return execute(recipe, Execution(home=home, workers=1, threads=1), Untracked(), body=prepare_only)
-
-
-def train_once(recipe: Recipe, home: Path) -> RunRecord:
-    """The whole pipeline, so that there is a champion."""
-    return execute(recipe, Execution(home=home, workers=1, threads=1), Untracked())
+def take_in(recipe: Recipe, home: Path, body: Body = prepare_only) -> RunRecord:
+    """Prepare what lies in the recipe's folder, or carry out another part of the pipeline on it."""
+    return execute(recipe, Execution(home=home, workers=1, threads=1), Untracked(), body=body)
 
 
 def prices(home: Path, record: RunRecord) -> dict[str, float]:
@@ -50,11 +45,6 @@ def prices(home: Path, record: RunRecord) -> dict[str, float]:
     manifests = {stage.label: Store(home).find(stage.stage, stage.key) for stage in record.stages}
     built = {stage.label for stage in record.stages if stage.status == "built"}
     return {label: manifest.cpu_seconds for label, manifest in manifests.items() if manifest and label in built}
-
-
-def digests(record: RunRecord) -> dict[str, str]:
-    """What the run's stages gave."""
-    return {stage.label: stage.digest for stage in record.stages}
 
 
 def landings(folder: Path, documents: int) -> list[Figure]:
@@ -70,8 +60,8 @@ def landings(folder: Path, documents: int) -> list[Figure]:
             write_jsonl(texts[file::FILES], Path(recipe.corpus) / f"{file:03d}.jsonl")
         for start, home in homes.items():
             asked = recipe.model_copy(update={"start": start})
-            function = train_once if begin == 0 and start == "champion" else take_in
-            records[start] = in_child(function, asked, home)
+            body = build_models if begin == 0 and start == "champion" else prepare_only  # there must be a champion
+            records[start] = in_child(take_in, asked, home, body)
             costs[start, end] = prices(home, records[start])
     whole = in_child(take_in, recipe, folder / "whole")
     full = prices(folder / "whole", whole)
@@ -81,9 +71,9 @@ def landings(folder: Path, documents: int) -> list[Figure]:
         if end > LANDINGS[1]:
             shares[start].append(sum(cost.values()) / sum(full.values()))
             print(f"{end - 5} to {end} files, start {start}: {words(cost)}: {shares[start][-1]:.3f} of it")
-    equal = digests(records["scratch"]) == digests(whole)
-    kept = {label: digest for label, digest in digests(records["champion"]).items() if label != "pack"}
-    equal_kept = kept == {label: digests(whole)[label] for label in kept}
+    equal = records["scratch"].digests == whole.digests
+    kept = {label: digest for label, digest in records["champion"].digests.items() if label != "pack"}
+    equal_kept = kept == {label: whole.digests[label] for label in kept}
     return [
         Figure("three landings equal one run, of two ways", equal + equal_kept, 2),
         Figure("a landing's cost, tokenizer relearned", statistics.median(shares["scratch"]), GOAL, "lower"),

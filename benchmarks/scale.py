@@ -11,7 +11,6 @@ is kept and every bucket is new.
 # ruff: noqa: E402 (threads are limited before numpy and its like are loaded)
 
 import argparse
-import ctypes
 import os
 import tempfile
 import time
@@ -31,6 +30,7 @@ from benchmarks.child import in_child
 from benchmarks.data_corpus import plant, real_texts, write_jsonl
 from benchmarks.data_pipeline import all_kept, cpu_seconds, train_tokenizer
 from benchmarks.report import Figure, conclude
+from model.heap import give_back_freed_memory
 from model.minhash import band_keys
 from tasks.dedup import DedupConfig, dedup, index_parameters
 from tasks.dedup_index import DedupIndex, candidate_sketches, chain_keys, find
@@ -83,7 +83,7 @@ class Step:
 
 def measured(function: Callable[[], object]) -> Step:
     """Call and measure."""
-    ctypes.CDLL(None).malloc_trim(0)  # memory that was freed but not given back would hide what the call takes
+    give_back_freed_memory()  # memory that was freed but not given back would hide what the call takes
     Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak is now what is resident
     before, started = resident_bytes("VmRSS"), time.process_time()
     function()

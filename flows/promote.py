@@ -1,12 +1,11 @@
 """Make the models of a run the champion because a person says so, whatever the gate said."""
 
 from flows.champion import Champion, crown, find_champion
+from flows.summary import MODEL_LABELS
 from tasks.execution import Execution
 from tasks.runs import RunRecord, artifact_of
 from tasks.store import Store
 from tasks.track import assign_role
-
-_MODEL_STAGES = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
 
 
 def promote_run(record: RunRecord, execution: Execution) -> Champion:
@@ -16,7 +15,7 @@ def promote_run(record: RunRecord, execution: Execution) -> Champion:
         ValueError: the run did not come that far, a model of it is gone, or it already is the champion.
     """
     store, name = Store(execution.home), str(record.recipe["name"])
-    models = {model: artifact_of(store, record.run_id, label).digest for model, label in _MODEL_STAGES.items()}
+    models = {model: artifact_of(store, record.run_id, label).digest for model, label in MODEL_LABELS.items()}
     evaluation = artifact_of(store, record.run_id, "evaluate_dpo").digest
     current = find_champion(store, name)
     if current and current.evaluation == evaluation:

@@ -53,7 +53,7 @@ def verify_run(record: RunRecord, execution: Execution) -> list[Comparison]:
     with tempfile.TemporaryDirectory(prefix="bessemer-verify-") as home:
         elsewhere = execution.model_copy(update={"home": Path(home)})
         again = execute(recipe, elsewhere, Untracked(), body=build_from_start)
-    rebuilt = {stage.label: stage.digest for stage in again.stages}
+    rebuilt = again.digests
     return [
         Comparison(stage.label, stage.digest, rebuilt.get(stage.label, ""))
         for stage in record.stages

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from model.shape import CHUNK_LOGITS, QUERY_BLOCK, ModelConfig, Precision
+from model.shape import CHUNK_LOGITS, QUERY_BLOCK, ModelConfig, OptimizerName, Precision
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -61,7 +61,7 @@ class TrainingShape:
     tokens: int
     seq_len: int
     precision: Precision = "bf16"
-    optimizer: Literal["normuon", "muon", "adamw"] = "normuon"
+    optimizer: OptimizerName = "normuon"
     layers: Literal["fused", "plain"] = "fused"  # as model/fused.py (a CPU in bf16) or torch's own functions (a GPU)
     recompute_layers: bool = False
     shards: int = 1

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
-OptimizerName = Literal["normuon", "muon", "adamw"]
+from model.shape import OptimizerName
+
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's: steep at zero, so 5 steps suffice
 
 Schedule = Literal["wsd", "cosine", "linear"]

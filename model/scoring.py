@@ -65,18 +65,26 @@ def _hidden(model: Transformer, tensors: dict[str, Tensor]) -> Tensor:
     )
 
 
+def _passes(
+    model: Transformer, sequences: Sequences, length: int, tokens_at_once: int
+) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor], Tensor]]:
+    """For each batch the indices of its sequences, its tensors, and the model's hidden states."""
+    device = model.model.norm.weight.device
+    for batch, indices in _batches(sequences, length, tokens_at_once):
+        tensors = batch.tensors(device)
+        tensors["label_counts"] = torch.empty(len(indices))
+        yield indices, tensors, _hidden(model, tensors)
+
+
 @torch.inference_mode()
 def sequence_scores(
     model: Transformer, sequences: Sequences, length: int, tokens_at_once: int, done: TokensDone = lambda _: None
 ) -> Floats:
     """Summed log-probability in nats of the learnt tokens of each sequence: (sequences,)."""
-    device = model.model.norm.weight.device
     found = np.zeros(len(sequences), dtype=np.float64)
-    for batch, indices in _batches(sequences, length, tokens_at_once):
-        tensors = batch.tensors(device)
-        tensors["label_counts"] = torch.empty(len(indices))
-        found[indices] = sequence_log_probs(model, _hidden(model, tensors), tensors).double().cpu().numpy()
-        done(int((batch.labels != IGNORED).sum()))
+    for indices, tensors, hidden in _passes(model, sequences, length, tokens_at_once):
+        found[indices] = sequence_log_probs(model, hidden, tensors).double().cpu().numpy()
+        done(int((tensors["labels"] != IGNORED).sum()))
     return found
 
 
@@ -92,13 +100,9 @@ class AnswerScores:
 @torch.inference_mode()
 def answer_scores(model: Transformer, sequences: Sequences, length: int, tokens_at_once: int) -> AnswerScores:
     """`sequence_scores`, and for each sequence whether every learnt token is the likeliest at its place."""
-    device = model.model.norm.weight.device
     found = np.zeros(len(sequences), dtype=np.float64)
     hits = np.zeros(len(sequences), dtype=np.int64)
-    for batch, indices in _batches(sequences, length, tokens_at_once):
-        tensors = batch.tensors(device)
-        tensors["label_counts"] = torch.empty(len(indices))
-        hidden = _hidden(model, tensors)
+    for indices, tensors, hidden in _passes(model, sequences, length, tokens_at_once):
         found[indices] = sequence_log_probs(model, hidden, tensors).double().cpu().numpy()
         owners = tensors["sequence_ids"][likeliest(hidden, model.head_weight, tensors["labels"])]
         hits[indices] = owners.bincount(minlength=len(indices)).cpu().numpy()

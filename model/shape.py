@@ -9,6 +9,7 @@ CHUNK_LOGITS = 1 << 20  # logits held at a time by the losses: 2-4 MB, which a c
 
 Precision = Literal["fp32", "bf16", "fp8"]
 """Arithmetic of a model; its master weights are fp32. fp8 is of the layers' matrices only; the rest runs in bf16."""
+OptimizerName = Literal["normuon", "muon", "adamw"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "dynamic"]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from model.shape import OptimizerName
 from tasks.launch import launch
 from tasks.pairs import EncodedPairs, encode_pairs, read_pairs
 from tasks.stage import Artifact, StageRun, stage
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 class DpoConfig(TrainingConfig):
     """The loss, and rates that barely move the model."""
 
-    optimizer: Literal["normuon", "muon", "adamw"] = Field(
+    optimizer: OptimizerName = Field(
         "adamw", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
     )
     matrix_learning_rate: float = Field(5e-4, gt=0, le=10, description="Peak learning rate of Muon.")

@@ -48,6 +48,11 @@ class RunRecord(BaseModel):
         """The call with this label, if the run came that far."""
         return next((record for record in self.stages if record.label == label), None)
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """What each call gave, by label."""
+        return {record.label: record.digest for record in self.stages}
+
 
 def new_run_id(name: str) -> str:
     """A name that sorts by time and says what ran: `demo-20260102-030405-1f2e`."""

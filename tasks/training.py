@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from model.shape import OptimizerName, Precision
 from tasks.stage import StageConfig
 from tasks.training_run import Bar, TrainingRun
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from model.data import Batches
     from model.objectives import Objective
     from model.parallel import Parallel
-    from model.shape import Precision
     from model.tokenizer import Tokenizer
     from model.train import Summarise, Validation
     from model.transformer import Transformer
@@ -32,12 +32,12 @@ class TrainingConfig(StageConfig):
     """How the optimizer goes about it; the defaults are those of pretraining."""
 
     seed: int = Field(0, ge=0, le=2**31, description="Seed of weights and of the order of the data.")
-    precision: Literal["bf16", "fp32", "fp8"] = Field(
+    precision: Precision = Field(
         "bf16",
         description="Arithmetic of the model and of Muon; weights are kept in fp32. fp8: of the layers' matrices, the "
         "rest in bf16; needs a GPU such as an H100.",
     )
-    optimizer: Literal["normuon", "muon", "adamw"] = Field(
+    optimizer: OptimizerName = Field(
         "normuon", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
     )
     matrix_learning_rate: float = Field(

@@ -6,30 +6,19 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 from flows.recipe import Recipe, load_plan
+from tests.tiny import MODEL
 
 PARAGRAPH_CHARACTERS = 250
-# A model of 60 thousand weights that reads as much of any text: so more text helps, and a dump of noise costs.
+# The model reads as much of any text: so more text helps, and a dump of noise costs.
 SETTINGS = (
+    *MODEL,
     "filter.languages=[]",
     "filter.min_stop_words=0",
-    "tokenizer.vocab_size=512",
     "pack.validation_share=0.4",
-    "pretrain.num_layers=2",
-    "pretrain.hidden_size=32",
-    "pretrain.num_heads=2",
-    "pretrain.num_kv_heads=1",
-    "pretrain.intermediate_size=64",
-    "pretrain.context_length=128",
-    "pretrain.sequence_length=128",
-    "pretrain.batch_tokens=1024",
-    "pretrain.train_tokens=0",
     "pretrain.steps=150",
     "pretrain.evaluate_every=0",
-    "sft.sequence_length=128",
     "sft.batch_tokens=512",
     "sft.steps=6",
-    "dpo.sequence_length=128",
-    "dpo.batch_pairs=4",
     "dpo.steps=6",
     "evaluate.answer_tokens=4",
     "gate.max_int8_increase=1",

@@ -23,7 +23,7 @@ from flows.servers import (
     start_prefect,
     wait_until_healthy,
 )
-from flows.summary import Summary, summarise
+from flows.summary import MODEL_LABELS, Summary, summarise
 from tasks.execution import Execution
 from tasks.runs import RunRecord, list_runs
 from tasks.store import Store
@@ -34,11 +34,6 @@ from tests.up_helpers import ask_at
 
 INTERVAL_S = 5
 TIMEOUT_S = 600  # for one landing, of which a free core needs about 15
-MODELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
-
-
-def digests(record: RunRecord) -> dict[str, str]:
-    return {stage.label: stage.digest for stage in record.stages}
 
 
 def built(record: RunRecord) -> set[str]:
@@ -137,7 +132,7 @@ def test_text_lands_three_times_while_the_schedule_runs(watched: Watched, tmp_pa
         summaries.append(summarise(watched.store, record))
         champion = find_champion(watched.store, watched.recipe.name)
         assert champion and champion.run_id == list_runs(watched.store)[min(number, 2)].run_id
-        latest = {alias: digests(record)[label] for alias, label in MODELS.items()}
+        latest = {alias: record.digests[label] for alias, label in MODEL_LABELS.items()}
         expected = {**latest, "champion": champion.models["dpo"]}
         if number == 3:
             expected["challenger"] = latest["dpo"]
@@ -156,5 +151,5 @@ def test_text_lands_three_times_while_the_schedule_runs(watched: Watched, tmp_pa
     assert flow_runs(watched.prefect_api, "CANCELLED"), "a run that was due meanwhile was not skipped"
     assert len(list_runs(watched.store)) == 4
     scratch = execute(watched.recipe, Execution(home=tmp_path / "scratch", workers=2, threads=1), Untracked())
-    before = digests(summaries[-1].record)
-    assert {**digests(scratch), "gate": ""} == {**before, "gate": ""}
+    before = summaries[-1].record.digests
+    assert {**scratch.digests, "gate": ""} == {**before, "gate": ""}

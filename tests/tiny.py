@@ -28,9 +28,8 @@ MODULES = (
     "typing",
 )
 
-SETTINGS = (
+MODEL = (
     "tokenizer.vocab_size=512",
-    "pack.validation_share=0.1",
     "pretrain.num_layers=2",
     "pretrain.hidden_size=32",
     "pretrain.num_heads=2",
@@ -40,15 +39,20 @@ SETTINGS = (
     "pretrain.sequence_length=128",
     "pretrain.batch_tokens=1024",
     "pretrain.train_tokens=0",
+    "sft.sequence_length=128",
+    "dpo.sequence_length=128",
+    "dpo.batch_pairs=4",
+)
+"""60 thousand weights, trained for as many steps as somebody says."""
+SETTINGS = (
+    *MODEL,
+    "pack.validation_share=0.1",
     "pretrain.steps=40",
     "pretrain.checkpoint_every=5",
     "pretrain.evaluate_every=20",
-    "sft.sequence_length=128",
     "sft.batch_tokens=1024",
     "sft.steps=20",
     "sft.checkpoint_every=5",
-    "dpo.sequence_length=128",
-    "dpo.batch_pairs=4",
     "dpo.steps=20",
     "dpo.checkpoint_every=5",
 )
