@@ -181,6 +181,15 @@ def run_child(spec_path: Path) -> None:
         run.send("done")
 
 
+def leave_process_group() -> None:
+    """End the threads of gloo: one that still runs when Python exits aborts a process whose training is done."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
 if __name__ == "__main__":
     die_with_parent()
     run_child(Path(sys.argv[1]))
+    leave_process_group()

@@ -66,11 +66,14 @@ def test_what_the_cluster_does_not_have_is_refused(address: str, tmp_path: Path)
 @pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_no_worker_outlives_the_parent(address: str, tmp_path: Path, how: signal.Signals) -> None:
+    # Where the tests run in the background of a shell, they and their children ignore SIGINT.
     script = textwrap.dedent(f"""
+        import signal
         from pathlib import Path
         from tasks.launch import launch
         from tests.launch_jobs import JobConfig, sleep_job
         from tests.test_ray_launcher import make_run
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         launch(make_run(Path({str(tmp_path)!r}), {address!r}), sleep_job, JobConfig(), {{}})
     """)
     root = Path(__file__).parent.parent
