@@ -54,6 +54,10 @@ class MemoryForecast:
         return self.weights + self.gradients + self.optimizer + self.activations + self.workspace
 
 
+Layers = Literal["fused", "plain", "compiled"]
+"""How layers compute: as model/fused.py (a CPU in bf16), by torch's own functions (a GPU), or by torch.compile."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingShape:
     """How a step runs: `tokens` in one micro-batch of rows of `seq_len`, state split over `shards` devices (FSDP)."""
@@ -62,7 +66,8 @@ class TrainingShape:
     seq_len: int
     precision: Precision = "bf16"
     optimizer: OptimizerName = "normuon"
-    layers: Literal["fused", "plain"] = "fused"  # as model/fused.py (a CPU in bf16) or torch's own functions (a GPU)
+    layers: Layers = "fused"
+    device: Literal["cpu", "cuda"] = "cpu"
     recompute_layers: bool = False
     shards: int = 1
 
@@ -82,15 +87,25 @@ def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast
     else:
         kept = config.num_layers * layer
     narrow = 4 if shape.precision == "fp32" else 2
+    ends = residual + 4 + narrow * config.hidden_size  # of the final norm and the head
+    if shape.layers == "compiled":  # which do not keep what the first one and the final norm read
+        ends += residual + narrow * config.hidden_size
     head = config.vocab_size * config.hidden_size
     copies = 0 if shape.precision == "fp32" else narrow * matmul_parameters(config)
     return MemoryForecast(
         weights=4 * parameters // shape.shards,
         gradients=4 * parameters // shape.shards,
         optimizer=4 * states // shape.shards,
-        activations=shape.tokens * (kept + residual + 4 + narrow * config.hidden_size),
-        workspace=copies + 4 * head + (narrow + 4) * CHUNK_LOGITS,
+        activations=shape.tokens * (kept + ends),
+        workspace=copies + 4 * head + _chunk_bytes(config, shape),
     )
+
+
+def _chunk_bytes(config: ModelConfig, shape: TrainingShape) -> int:
+    """Logits of a chunk, and what they are turned into: on a GPU another copy, elsewhere fp32."""
+    narrow = 4 if shape.precision == "fp32" else 2
+    logits = min(CHUNK_LOGITS[shape.device], shape.tokens * config.vocab_size)
+    return logits * (2 * narrow if shape.device == "cuda" else narrow + 4)
 
 
 def _layer_activation_bytes(config: ModelConfig, shape: TrainingShape) -> int:
@@ -103,6 +118,10 @@ def _layer_activation_bytes(config: ModelConfig, shape: TrainingShape) -> int:
         attended = (shape.seq_len + min(QUERY_BLOCK, shape.seq_len)) // 2  # keys that a query's block meets, on average
         probabilities = config.num_heads * attended
         return 2 * (4 * hidden + 4) + narrow * (2 * hidden + 2 * heads + probabilities + q + 3 * inner)
+    if shape.layers == "compiled":  # of products their inputs; what lies between is computed again where it is used
+        statistics = 8 + (8 * config.num_heads + 4 * config.num_kv_heads if config.qk_norm else 4 * config.num_heads)
+        rotated = heads + q + (q + kv if config.qk_norm else 0)
+        return 4 * hidden + statistics + narrow * (3 * hidden + rotated + 3 * inner)
     norms = 2 * (8 * hidden + 4)  # the stream and its normalised form, fp32
     inputs = 8 * hidden if shape.precision == "fp32" else narrow * 5 * hidden  # autocast copies once for each matrix
     qk_norm = (4 + narrow) * (q + kv) + 4 * (config.num_heads + config.num_kv_heads) if config.qk_norm else 0

@@ -1,7 +1,8 @@
 """The elementwise parts of a layer as autograd functions over compiled kernels, for bf16 training on a CPU.
 
 Under bf16 autocast torch makes 5-10 passes over fp32 copies for each norm, rotation and activation; these make one or
-two. Everywhere else (fp32, double, a GPU, no numba) the layer computes the plain formulas in transformer.py.
+two. Everywhere else (fp32, double, a GPU, no numba) the layer computes the plain formulas in transformer.py. The loss
+has kernels on a GPU too.
 """
 
 import math
@@ -249,9 +250,11 @@ class _SplitHeads(torch.autograd.Function):
 
 def log_sum_exp(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """log sum exp of each row and the label's logit, in at least fp32: (rows,) each. logits: (rows, vocab)."""
+    if logits.device.type == "cuda":
+        both: tuple[Tensor, Tensor] = _on_gpu(_plain_log_sum_exp)(logits, labels)
+        return both
     if not compiled_for(logits):
-        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return wide.logsumexp(-1), wide.gather(1, labels[:, None])[:, 0]
+        return _plain_log_sum_exp(logits, labels)
     norms, found = torch.empty(len(logits)), torch.empty(len(logits))
     spread(kernels.log_sum_exp, len(logits), bits(logits), bits(labels), bits(norms), bits(found), smallest=16)
     return norms, found
@@ -259,12 +262,33 @@ def log_sum_exp(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def softmax_gradient(logits: Tensor, labels: Tensor, norms: Tensor, scale: Tensor, shrink: Tensor) -> Tensor:
     """scale * (shrink * softmax(logits) - onehot(labels)) by row, overwriting the logits; the rest are (rows,)."""
+    if logits.device.type == "cuda":
+        gradient: Tensor = _on_gpu(_gpu_softmax_gradient)(logits, labels, norms, scale, shrink)
+        return gradient
     if not compiled_for(logits):
         d = logits.to(norms.dtype).sub(norms[:, None]).exp_().mul_((scale * shrink)[:, None])
         return d.scatter_add_(1, labels[:, None], -scale[:, None]).to(logits.dtype)
     rows = (bits(logits), bits(labels), bits(norms), bits(scale.contiguous()), bits(shrink))
     spread(kernels.softmax_gradient, len(logits), *rows, smallest=16)
     return logits
+
+
+def _plain_log_sum_exp(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.logsumexp(-1), wide.gather(1, labels[:, None])[:, 0]
+
+
+def _gpu_softmax_gradient(logits: Tensor, labels: Tensor, norms: Tensor, scale: Tensor, shrink: Tensor) -> Tensor:
+    """In one pass, where a scatter would take another over fp32 copies."""
+    at_label = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    softmax = torch.exp(logits.to(norms.dtype) - norms[:, None])
+    return (softmax * (scale * shrink)[:, None] - torch.where(at_label, scale[:, None], 0)).to(logits.dtype)
+
+
+@lru_cache(maxsize=4)
+def _on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled for a GPU: of a vocabulary's logits each pass in fp32 counts (65,536 x 32,768: 8.6 GB)."""
+    return torch.compile(function)
 
 
 def masked_softmax(scores: Tensor, scale: float, begins: Tensor, ends: Tensor, heads: int) -> Tensor:

@@ -70,9 +70,9 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _chunks(positions: int, vocab_size: int) -> list[slice]:
-    size = max(16, CHUNK_LOGITS // vocab_size)
-    return [slice(start, min(start + size, positions)) for start in range(0, positions, size)]
+def _chunks(labels: Tensor, vocab_size: int) -> list[slice]:
+    size = max(16, CHUNK_LOGITS[labels.device.type] // vocab_size)
+    return [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -86,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(h) if wants_hidden else None
         d_weight = torch.zeros_like(w, dtype=wide) if wants_weight else None
-        for part in _chunks(len(labels), len(w)):
+        for part in _chunks(labels, len(w)):
             logits = h[part] @ w.T
             norms, found = fused.log_sum_exp(logits, labels[part])
             total += (norms - found + z_loss * norms.square()).sum()
@@ -118,7 +118,7 @@ class _TokenLogProbs(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         found = torch.empty(len(labels), dtype=wide, device=h.device)
         norms = torch.empty_like(found)
-        for part in _chunks(len(labels), len(w)):
+        for part in _chunks(labels, len(w)):
             norms[part], at_label = fused.log_sum_exp(h[part] @ w.T, labels[part])
             found[part] = at_label - norms[part]
         ctx.save_for_backward(h, w, labels, norms)
@@ -129,7 +129,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, w, labels, norms = ctx.saved_tensors
         d_hidden, d_weight = torch.empty_like(h), torch.zeros_like(w, dtype=norms.dtype)
-        for part in _chunks(len(labels), len(w)):
+        for part in _chunks(labels, len(w)):
             ones = torch.ones_like(norms[part])
             d = fused.softmax_gradient(h[part] @ w.T, labels[part], norms[part], -grad[part], ones)
             torch.mm(d, w, out=d_hidden[part])

@@ -129,30 +129,37 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if group["name"] == "matrix":
-                for parameter in parameters:
-                    self._step_matrix(parameter, group)
+                for alike in _alike(parameters):
+                    self._step_matrices(alike, group)
             elif parameters:
                 self._step_adamw(parameters, group)
         return loss
 
-    def _step_matrix(self, parameter: Tensor, group: dict[str, Any]) -> None:
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        momentum, gradient = state["momentum_buffer"], parameter.grad
-        momentum.lerp_(gradient, 1 - group["momentum"])
-        update = gradient.lerp(momentum, group["momentum"])  # Nesterov
-        rows, columns = parameter.shape
+    def _step_matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """One matrix, or on a GPU several of one shape."""
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, momenta, group["momentum"])  # Nesterov
+        rows, columns = parameters[0].shape
         # An orthogonal tall matrix moves its outputs less: the original's sqrt(rows / columns).
         lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        if isinstance(update, DTensor):  # one gather; every rank orthogonalises the same whole, and keeps its part
-            whole = self._direction(update.full_tensor(), group["ns_steps"])
-            replicated = DTensor.from_local(whole, update.device_mesh, [Replicate()] * update.device_mesh.ndim)
-            parameter.add_(replicated.redistribute(placements=update.placements), alpha=-lr)
-        else:
-            parameter.add_(self._direction(update, group["ns_steps"]), alpha=-lr)
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_add_(parameters, self._directions(updates, group["ns_steps"]), alpha=-lr)
+
+    def _directions(self, updates: tuple[Tensor, ...], steps: int) -> list[Tensor]:
+        if len(updates) > 1:
+            return list(self._direction(torch.stack(updates), steps).unbind())
+        (update,) = updates
+        if not isinstance(update, DTensor):
+            return [self._direction(update, steps)]
+        # One gather; every rank orthogonalises the same whole, and keeps its part.
+        whole = self._direction(update.full_tensor(), steps)
+        replicated = DTensor.from_local(whole, update.device_mesh, [Replicate()] * update.device_mesh.ndim)
+        return [replicated.redistribute(placements=update.placements)]
 
     def _direction(self, update: Tensor, steps: int) -> Tensor:
         return orthogonalize(update, steps, self._ns_dtype)
@@ -183,6 +190,18 @@ class Muon(torch.optim.Optimizer):
         )
 
 
+def _alike(matrices: list[Tensor]) -> list[list[Tensor]]:
+    """What is updated together: on a GPU whole matrices of one shape, which one by one do not fill it; else each alone.
+
+    With 126 matrices of 1,152 one by one took 105 ms of a step of 2.5 s on an H200, three times what their FLOPs need.
+    """
+    found: dict[Any, list[Tensor]] = {}
+    for number, matrix in enumerate(matrices):
+        together = matrix.device.type == "cuda" and not isinstance(matrix, DTensor)
+        found.setdefault(matrix.shape if together else number, []).append(matrix)
+    return list(found.values())
+
+
 class NorMuon(Muon):
     """Muon whose update moves each neuron equally far."""
 
@@ -193,13 +212,14 @@ class NorMuon(Muon):
 def equalize_neurons(matrix: Tensor) -> Tensor:
     """Rows of a tall matrix, columns of a wide one, scaled to equal norms; the whole to that of an orthogonal matrix.
 
-    Newton-Schulz leaves singular values between 0.7 and 1.2, hence some neurons with larger updates than others. Both
-    scales together are NorMuon's (arXiv:2510.05491) with a second moment that remembers the present step alone.
+    matrix: (..., rows, columns). Newton-Schulz leaves singular values between 0.7 and 1.2, hence some neurons with
+    larger updates than others. Both scales together are NorMuon's (arXiv:2510.05491) with a second moment that
+    remembers the present step alone.
     """
-    rows, columns = matrix.shape
+    rows, columns = matrix.shape[-2:]
     if rows < columns:
-        return equalize_neurons(matrix.T.contiguous()).T  # sums down columns depend on the number of threads
-    norms = torch.linalg.vector_norm(matrix, dim=1, keepdim=True)
+        return equalize_neurons(matrix.mT.contiguous()).mT  # sums down columns depend on the number of threads
+    norms = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True)
     equal: Tensor = matrix * (math.sqrt(columns / rows) / norms.clamp(min=1e-7))
     return equal
 
@@ -207,18 +227,20 @@ def equalize_neurons(matrix: Tensor) -> Tensor:
 def orthogonalize(matrix: Tensor, steps: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     """About U Vᵀ of `matrix` = U S Vᵀ by Newton-Schulz steps; singular values end between 0.7 and 1.2.
 
-    In bf16 an input that differs in its last fp32 bit gives the same result or, where one element rounds the other
-    way, one that is 1 % away; in fp32 the difference stays at 1e-6.
+    matrix: (rows, columns), or a batch of them. In bf16 an input that differs in its last fp32 bit gives the same
+    result or, where one element rounds the other way, one that is 1 % away; in fp32 the difference stays at 1e-6.
     """
     a, b, c = NEWTON_SCHULZ
-    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = matrix.mT if tall else matrix
     # Norms by row first: a sum over all elements would depend on the number of threads.
-    norm = torch.linalg.vector_norm(torch.linalg.vector_norm(wide.float(), dim=1), dim=0)
+    norm = torch.linalg.vector_norm(torch.linalg.vector_norm(wide.float(), dim=-1), dim=-1)[..., None, None]
     x: Tensor = (wide / norm.clamp(min=1e-7)).to(dtype)
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(steps):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+        gram = x @ x.mT
+        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
 
 
 def learning_rate_factor(

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
+from model.attention import fastest_first
 from model.heap import keep_freed_memory
 from model.objectives import Objective
 from model.optim import OptimizerSettings, build_optimizer
@@ -128,11 +129,12 @@ class Passes:
     """Forward and backward through the module that a strategy has wrapped: the same under every strategy."""
 
     _module: Any
+    device: torch.device
 
     def accumulate(self, batch: dict[str, Tensor], scale: float, last: bool) -> Tensor:
         """See Parallel."""
         self._module.train()
-        with self._averaging(last):
+        with self._averaging(last), fastest_first(self.device):
             loss, sums = self._module(batch)
             self._backward(loss * scale)
         found: Tensor = sums
@@ -142,7 +144,8 @@ class Passes:
     def evaluate(self, batch: dict[str, Tensor]) -> Tensor:
         """See Parallel."""
         self._module.eval()
-        found: Tensor = self._module(batch)[1]
+        with fastest_first(self.device):
+            found: Tensor = self._module(batch)[1]
         return found
 
     def _averaging(self, last: bool) -> AbstractContextManager[Any]:
@@ -225,21 +228,20 @@ def gradient_norm(gradients: list[Tensor]) -> float:
 
     Norms by row first: a sum over all elements would depend on the number of threads.
     """
-    squares = torch.zeros((), dtype=torch.float64)
-    sharded = torch.zeros((), dtype=torch.float64)
+    whole: list[Tensor] = []
+    sharded: list[Tensor] = []
     for gradient in gradients:
         local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-        square = torch.linalg.vector_norm(local.float(), dim=-1).double().square().sum().cpu()
-        if isinstance(gradient, DTensor):
-            sharded += square
-        else:
-            squares += square
-    if any(isinstance(gradient, DTensor) for gradient in gradients):
-        device = gradients[0].device
-        total = sharded.to(device)
-        dist.all_reduce(total)
-        squares += total.cpu()
-    return float(squares.sqrt())
+        square = torch.linalg.vector_norm(local.float(), dim=-1).double().square().sum()
+        (sharded if isinstance(gradient, DTensor) else whole).append(square)
+    squares = torch.zeros((), dtype=torch.float64, device=gradients[0].device)
+    for square in sharded:
+        squares += square
+    if sharded:
+        dist.all_reduce(squares)
+    for square in whole:
+        squares += square
+    return float(squares.sqrt())  # the one time that a GPU is waited for
 
 
 def _fsdp2_plugin(precision: Precision) -> FullyShardedDataParallelPlugin:

@@ -5,7 +5,9 @@ from typing import Literal
 
 # Sizes of the kernels' working sets: here because the memory forecast needs them too.
 QUERY_BLOCK = 128  # queries of one block of attention on a CPU
-CHUNK_LOGITS = 1 << 20  # logits held at a time by the losses: 2-4 MB, which a core's cache still serves
+# Logits held at a time by the losses: on a CPU 2-4 MB, which a core's cache still serves; on a GPU enough positions to
+# fill it, since each chunk also passes once over the gradient of the whole head.
+CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 Precision = Literal["fp32", "bf16", "fp8"]
 """Arithmetic of a model; its master weights are fp32. fp8 is of the layers' matrices only; the rest runs in bf16."""

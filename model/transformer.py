@@ -5,7 +5,7 @@ So a checkpoint needs no renaming, and in fp32 its logits equal those of `LlamaF
 """
 
 import hashlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model import fused
-from model.attention import attention
+from model.attention import attention, document_mask
 from model.rope import Rotation, apply_rope, rotation
 from model.shape import ModelConfig
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 __all__ = ["ModelConfig", "Transformer"]
 
@@ -59,10 +62,10 @@ class Attention(nn.Module):
         else:
             self.q_norm = self.k_norm = None
 
-    def forward(self, x: Tensor, turn: Rotation, document_ids: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, turn: Rotation, documents: "Tensor | BlockMask | None") -> Tensor:
         """x: (batch, seq, hidden) -> the same shape."""
         q, k, v = self._fused_heads(x, turn) if fused.applies(x, self.q_proj.weight) else self._heads(x, turn)
-        mixed = attention(q, k, v, document_ids)
+        mixed = attention(q, k, v, documents)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
@@ -112,11 +115,11 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, branch: Tensor | None, turn: Rotation, document_ids: Tensor | None
+        self, x: Tensor, branch: Tensor | None, turn: Rotation, documents: "Tensor | BlockMask | None"
     ) -> tuple[Tensor, Tensor]:
         """The residual stream is `x + branch`, which the next norm adds up: one pass where an addition takes two."""
         x, normed = self.input_layernorm.add(x, branch)
-        x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, turn, document_ids))
+        x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, turn, documents))
         return x, self.mlp(normed)
 
 
@@ -160,12 +163,13 @@ class Transformer(nn.Module):
         x = self.model.embed_tokens(input_ids)
         config = self.config
         turn = rotation(position_ids, config.head_dim, config.rope_theta, config.rope_scaling, x.dtype)
+        documents = document_mask(document_ids)
         branch: Tensor | None = None
         for layer in self.model.layers:
             if self.recompute_layers and torch.is_grad_enabled():
-                x, branch = checkpoint(layer, x, branch, turn, document_ids, use_reentrant=False)
+                x, branch = checkpoint(layer, x, branch, turn, documents, use_reentrant=False)
             else:
-                x, branch = layer(x, branch, turn, document_ids)
+                x, branch = layer(x, branch, turn, documents)
         return self.model.norm.add(x, branch)[1]
 
     def forward(

@@ -57,7 +57,9 @@ def test_flops_are_those_that_torch_counts(kv_heads: int) -> None:
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
-@pytest.mark.parametrize(("precision", "layers"), [("bf16", "fused"), ("bf16", "plain"), ("fp32", "plain")])
+@pytest.mark.parametrize(
+    ("precision", "layers"), [("bf16", "fused"), ("bf16", "plain"), ("fp32", "plain"), ("bf16", "compiled")]
+)
 def test_activations_are_those_that_torch_saves(qk_norm: bool, precision: str, layers: str) -> None:
     if layers == "fused" and not COMPILED:
         pytest.skip("kernels need numba")
@@ -96,9 +98,14 @@ def saved_bytes(config: ModelConfig, shape: TrainingShape) -> int:
     with ExitStack() as stack:
         if shape.precision == "bf16":
             stack.enter_context(torch.autocast("cpu", torch.bfloat16))
-        if shape.layers == "plain":
+        if shape.layers != "fused":
             stack.enter_context(fusion("off"))
             stack.enter_context(attention_kernel("sdpa"))
+        if shape.layers == "compiled":
+            for layer in model.model.layers:
+                layer.compile(backend="aot_eager_decomp_partition")  # keeps what the default keeps, writes no code
+            model.hidden(ids).sum().backward()  # it sees what is kept, but not while it compiles
+            model.zero_grad()
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         loss = linear_cross_entropy(model.hidden(ids), model.head_weight, ids)
     assert loss.requires_grad

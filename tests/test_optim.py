@@ -74,6 +74,14 @@ def test_equals_torch_muon_and_adamw(weight_decay: float) -> None:
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
+def test_a_batch_of_matrices_is_treated_as_each(shape: tuple[int, int]) -> None:
+    several = torch.randn(3, *shape, generator=torch.Generator().manual_seed(1))
+    found = equalize_neurons(orthogonalize(several, 5, torch.float32))
+    expected = torch.stack([equalize_neurons(orthogonalize(one, 5, torch.float32)) for one in several])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48), (32, 32)])
 def test_normuon_moves_neurons_equally_and_as_far_as_an_orthogonal_matrix(shape: tuple[int, int]) -> None:
     update = orthogonalize(torch.randn(shape, generator=torch.Generator().manual_seed(0)), 5, torch.float32)
     equal = equalize_neurons(update)
