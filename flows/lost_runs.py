@@ -1,7 +1,7 @@
 """Runs that died together with their worker, so that nobody was left to say so: the server marks them crashed itself.
 
 A run reports that it lives every HEARTBEAT_S. An automation on the server waits for the report; a run that misses a few
-is *Crashed*, and its last checkpoint stays. The training slot that it held may stay taken (docs/deploy.md).
+is *Crashed*. By then the lease of its training slot has ended too, so that a retry goes on from the last checkpoint.
 """
 
 import os

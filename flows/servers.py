@@ -192,8 +192,7 @@ def start_prefect(home: Path, port: int) -> Child:
         "PREFECT_SERVER_API_HOST": LOOPBACK,
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
     }
-    arguments = ["server", "start", "--host", LOOPBACK, "--port", str(port)]
-    return start_child(home, "prefect", "prefect", arguments, environment)
+    return _start_prefect(home, "prefect", port, environment, log_level="warning")
 
 
 def start_temporary_prefect(home: Path, port: int) -> Child:
@@ -205,11 +204,15 @@ def start_temporary_prefect(home: Path, port: int) -> Child:
         **prefect_environment(home),
         "PREFECT_UI_ENABLED": "0",
         **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in _SERVICES_OF_A_SCHEDULE},
-        "PREFECT__SERVER_FINAL": "1",
         "PREFECT_API_URL": f"http://{LOOPBACK}:{port}/api",
     }
-    arguments = ["--factory", "prefect.server.api.server:create_app", "--host", LOOPBACK, "--port", str(port)]
-    return start_child(home, f"prefect-{port}", "uvicorn", [*arguments, "--log-level", "error"], environment)
+    return _start_prefect(home, f"prefect-{port}", port, environment, log_level="error")
+
+
+def _start_prefect(home: Path, name: str, port: int, environment: Mapping[str, str], log_level: str) -> Child:
+    where = ["--host", LOOPBACK, "--port", str(port), "--log-level", log_level]
+    arguments = ["--factory", "flows.prefect_server:create_app", *where]
+    return start_child(home, name, "uvicorn", arguments, environment)
 
 
 def start_mlflow(home: Path, port: int) -> Child:

@@ -97,6 +97,14 @@ def flow_run(served: Served, flow_run_id: UUID) -> Any:
     return ask(served, lambda client: client.read_flow_run(flow_run_id))
 
 
+def retry(served: Served, flow_run_id: UUID) -> None:
+    """What the button *Retry* of the run's page does."""
+    from prefect.client.schemas.objects import State, StateType
+
+    again = State[Any](type=StateType.SCHEDULED, name="AwaitingRetry", message="Retry from the UI")
+    ask(served, lambda client: client.set_flow_run_state(flow_run_id, again, force=True))
+
+
 def log_lines(served: Served, flow_run_id: UUID) -> list[str]:
     """What the run's page shows under *Logs*."""
     from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
