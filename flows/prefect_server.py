@@ -1,8 +1,8 @@
 """Prefect's server on SQLite without its "database is locked": `uvicorn --factory flows.prefect_server:create_app`.
 
-Prefect lets a transaction that reads before it writes take the write lock only when it writes. If somebody else wrote in
-between, SQLite refuses at once (SQLITE_BUSY_SNAPSHOT; no timeout helps), the client gets a 503 and waits 2, 4, … 32 s
-between five more tries. So on a busy machine a run could wait minutes for a training slot that was free, or fail.
+Prefect lets a transaction that reads before it writes take the write lock only when it writes. If somebody else wrote
+in between, SQLite refuses at once (SQLITE_BUSY_SNAPSHOT; no timeout helps), the client gets a 503 and waits 2, 4, …
+32 s between five more tries. So on a busy machine a run could wait minutes for a training slot that was free, or fail.
 """
 
 from collections.abc import AsyncGenerator

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
@@ -181,15 +181,22 @@ def run_child(spec_path: Path) -> None:
         run.send("done")
 
 
-def leave_process_group() -> None:
-    """End the threads of gloo: one that still runs when Python exits aborts a process whose training is done."""
+def leave() -> NoReturn:
+    """End this process once all are done, without Python's own end.
+
+    The job's files are closed and its report is written; but threads that gloo and DeepSpeed leave behind can abort a
+    process that Python takes down ("terminate called without an active exception": a good run would be called failed).
+    """
     import torch.distributed as dist
 
     if dist.is_initialized():
-        dist.destroy_process_group()
+        dist.barrier()  # nobody hangs up on one that still receives
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 if __name__ == "__main__":
     die_with_parent()
     run_child(Path(sys.argv[1]))
-    leave_process_group()
+    leave()
