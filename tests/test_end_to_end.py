@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tasks.track.connection import local_tracking_uri
 from tests import tiny
 
 pytestmark = pytest.mark.slow
@@ -106,6 +107,25 @@ def test_a_changed_beta_reruns_dpo_and_what_follows(undisturbed: dict[str, Any],
     assert built == {"dpo", "int8", "fp4", "evaluate_dpo", "evaluate_int8", "evaluate_fp4", "gate"}
     expected = {label for label, row in planned.items() if row["status"] != "cached"}
     assert built <= expected
+
+
+def test_runs_are_found_by_tag_and_answers_read_as_a_table(
+    undisturbed: dict[str, Any], corpus: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    tracked = bessemer(tiny.arguments(corpus, home, "--in-process"))
+    assert set(statuses(tracked).values()) == {"cached"}
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", local_tracking_uri(home))
+    mlflow.set_tracking_uri(None)  # whatever other tests left
+    query = f"tags.recipe = 'demo' AND tags.corpus = '{corpus}'"
+    found = mlflow.search_runs(search_all_experiments=True, filter_string=query, output_format="list")
+    assert [run.data.tags["bessemer.run_id"] for run in found] == [tracked["run_id"]]
+    assert mlflow.search_runs(search_all_experiments=True, filter_string="tags.corpus = 'another'").empty
+    info = found[0].info
+    answers = mlflow.MlflowClient().load_table(info.experiment_id, "tables/samples.json", [info.run_id])
+    shown = [(row["prompt"], row["answer"]) for row in undisturbed["samples"]]
+    assert list(answers[["prompt", "answer"]].itertuples(index=False, name=None)) == shown
 
 
 def test_two_workers_give_the_same_bytes(undisturbed: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
