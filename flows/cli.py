@@ -13,6 +13,7 @@ from tasks.progress import console
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+MAX_SHARE = 100
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,6 +50,28 @@ def build_parser() -> argparse.ArgumentParser:
 
     plan = _add_verb(adder, "plan", verbs.plan, "say what would run, why and how long; build nothing")
     _add_recipe_options(plan)
+
+    backfill = _add_verb(adder, "backfill", verbs.backfill, "take in a past range of dated folders, date by date")
+    _add_recipe_options(backfill)
+    backfill.add_argument("--from", default="", metavar="DATE", dest="first", help="first date; default: the earliest")
+    backfill.add_argument("--to", default="", metavar="DATE", dest="last", help="last date; default: the latest")
+    backfill.add_argument(
+        "--every", default="day", choices=["day", "week", "month"], help="what becomes one increment; default day"
+    )
+    backfill.add_argument(
+        "--retrain",
+        default="",
+        choices=["never", "when grown", "always"],
+        help="when to train: never, once there is enough new text (default), or after each increment",
+    )
+    backfill.add_argument(
+        "--new-share", type=_share, default=None, help="share of new tokens that is enough; default 0.05"
+    )
+    backfill.add_argument(
+        "--promote", default="", choices=["by the gate", "never"], help="who makes a new model the champion"
+    )
+    backfill.add_argument("--plan", action="store_true", help="say which dates would be taken in; take in nothing")
+    backfill.add_argument("--no-tracking", action="store_true", help="do not record the runs in MLflow")
 
     show = _add_verb(adder, "show", verbs.show, "show the summary of a run")
     show.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
@@ -131,7 +154,9 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "recipe", nargs="?", default="demo", help=f"a preset ({', '.join(preset_names())}) or a YAML file; default demo"
     )
-    parser.add_argument("--corpus", default="", help="text to learn from: folder, file, glob or hub data set id")
+    parser.add_argument(
+        "--corpus", default="", help="text to learn from: folder, file, glob, crawl/{date} or hub data set id"
+    )
     parser.add_argument("--sft", default="", help="conversations: OpenAI messages, Alpaca or ShareGPT layout")
     parser.add_argument("--preferences", default="", help="pairs: prompt, chosen and rejected as text or messages")
     parser.add_argument("--benchmarks", default="", help="test files whose text must not be learned from")
@@ -144,6 +169,14 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--launcher", default="", choices=["", "torchrun", "ray"], help="what starts them; ray needs engine_address"
     )
+
+
+def _share(text: str) -> float:
+    """A share that `watch.new_share` takes; argparse says which option was wrong."""
+    share = float(text)
+    if not 0 <= share <= MAX_SHARE:
+        raise argparse.ArgumentTypeError(f"{text} found, 0 to {MAX_SHARE} expected")
+    return share
 
 
 if __name__ == "__main__":

@@ -39,7 +39,8 @@ _HEADER = """\
 def prefect_yaml() -> str:
     """The text of `prefect.yaml`."""
     presets = [_preset_deployment(name) for name in preset_names()]
-    content = {"name": "bessemer", "deployments": [*presets, _watch_deployment("nightly"), _event_deployment()]}
+    flows = [*presets, _watch_deployment("nightly"), _event_deployment(), _backfill_deployment()]
+    content = {"name": "bessemer", "deployments": flows}
     return _HEADER + yaml.safe_dump(content, sort_keys=False, width=110, allow_unicode=True)
 
 
@@ -90,6 +91,18 @@ def _event_deployment() -> dict[str, Any]:
             }
         ],
         "concurrency_limit": {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE},
+        "work_pool": _work_pool(),
+    }
+
+
+def _backfill_deployment() -> dict[str, Any]:
+    """Dated folders of the past; the form asks for the corpus and the dates."""
+    return {
+        "name": "dates",
+        "description": "Take in a past range of dated folders, one increment after another, oldest first.",
+        "entrypoint": "flows/backfill.py:backfill",
+        "tags": ["bessemer"],
+        "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
         "work_pool": _work_pool(),
     }
 

@@ -39,7 +39,9 @@ class Recipe(BaseModel):
         "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the recipe and of its MLflow experiment."
     )
     corpus: str = Field(
-        PYTHON_DOCS, min_length=1, description="Text to learn from: a folder, file, glob, hub data set, or python-docs."
+        PYTHON_DOCS,
+        min_length=1,
+        description="Text to learn from: a folder, file, glob, dated folders, hub data set, or python-docs.",
     )
     sft_data: str = Field(
         PYTHON_DOCS, min_length=1, description="Conversations to learn to answer from: a file, folder or python-docs."

@@ -1,9 +1,11 @@
 """Start a run under Prefect: on the server that is up under this home, else on one that lives as long as the run."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
+from flows.backfill_plan import Dates
 from flows.recipe import Recipe
 from flows.servers import (
     LOOPBACK,
@@ -16,6 +18,9 @@ from flows.servers import (
 from tasks.execution import Execution
 from tasks.runs import RunRecord
 
+if TYPE_CHECKING:
+    from flows.backfill_report import Backfilled
+
 
 def run_with_prefect(recipe: Recipe, execution: Execution) -> RunRecord:
     """Run the pipeline as a Prefect flow and return its record; the run shows in the dashboard later.
@@ -24,13 +29,34 @@ def run_with_prefect(recipe: Recipe, execution: Execution) -> RunRecord:
         ValueError: a stage refused its input, or the server did not start.
         KeyboardInterrupt: we were asked to stop, by Ctrl-C or SIGTERM.
     """
+    with _flows(execution):
+        from flows.pipeline import bessemer
+
+        return bessemer(recipe, execution)
+
+
+def backfill_with_prefect(recipe: Recipe, dates: Dates, watch: Mapping[str, Any], execution: Execution) -> "Backfilled":
+    """Take in dated folders as a Prefect flow; each date is a run of its own in the dashboard.
+
+    Raises:
+        ValueError: there is nothing to take in, a date could not be taken in, or the server did not start.
+        KeyboardInterrupt: we were asked to stop, by Ctrl-C or SIGTERM.
+    """
+    with _flows(execution):
+        from flows.backfill import backfill
+        from flows.ingest import WatchConfig
+
+        return backfill(recipe, dates, WatchConfig.model_validate(watch), execution)
+
+
+@contextmanager
+def _flows(execution: Execution) -> Iterator[None]:
+    """Have a server, and be stopped as anything else is."""
     with prefect_server(execution):
         from prefect.exceptions import TerminationSignal
 
-        from flows.pipeline import bessemer
-
         try:
-            return bessemer(recipe, execution)
+            yield
         except TerminationSignal:
             raise KeyboardInterrupt from None
 

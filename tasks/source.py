@@ -6,17 +6,19 @@ import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import date
 from functools import lru_cache
 from glob import has_magic
 from pathlib import Path, PurePosixPath
 
 import xxhash
 
+from tasks.dated import DatedAddress, parse_dated
 from tasks.identity import canonical_json
 from tasks.pydocs import library_files
 from tasks.readers import is_readable
 from tasks.readers.hub import download_dataset, parse_dataset_spec
-from tasks.readers.remote import download_files
+from tasks.readers.remote import download_files, list_remote
 from tasks.store import file_sha256, write_atomically
 
 PYTHON_DOCS = "python-docs"
@@ -54,8 +56,9 @@ class Source:
 
 
 def resolve_source(spec: str, cache: Path) -> Source:
-    """The files that `spec` stands for: `python-docs`, a file, a folder, a glob, an fsspec address (`s3://...`) or a
-    hub data set (`org/name[:config][:split]`). Remote content is copied below `cache`, where hashes are kept too.
+    """The files that `spec` stands for: `python-docs`, a file, a folder, a glob, dated folders (`crawl/{date}`), an
+    fsspec address (`s3://...`) or a hub data set (`org/name[:config][:split]`). Remote content is copied below `cache`,
+    where hashes are kept too.
 
     Raises:
         ValueError: nothing is there, or nothing in it can be read.
@@ -95,6 +98,9 @@ def _read_memo(path: Path) -> dict[str, list[int | str]]:
 def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
     if spec == PYTHON_DOCS:
         return list(library_files())
+    dated = parse_dated(spec)
+    if dated:
+        return _dated_files(dated, cache)
     if "://" in spec:
         return _readable(download_files(spec, cache / "remote"))
     path = Path(spec).expanduser()
@@ -113,6 +119,41 @@ def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
             f"path (looked in {Path.cwd()}), or use `{PYTHON_DOCS}` for the embedded corpus."
         )
     return download_dataset(dataset, cache / "hub")
+
+
+@dataclass(frozen=True)
+class DatedFile:
+    """A file of a dated corpus as it is listed: nothing of it was read, and at a remote address it may not be here."""
+
+    day: date
+    name: str
+    path: Path
+    bytes: int
+
+
+def list_dated(address: DatedAddress, cache: Path) -> list[DatedFile]:
+    """Every file below dated folders that can be read, in the order of names; copies and hashes nothing.
+
+    Raises:
+        ValueError: the folder that should hold them does not exist, or the address cannot be read.
+    """
+    if "://" in address.root:
+        remote = list_remote(address.root, cache / "remote", address.includes_file)
+        found = [(file.name, file.path, file.bytes) for file in remote if is_readable(file.name)]
+    else:
+        found = [(name, path, path.stat().st_size) for name, path in _dated_files(address, cache)]
+    days = [(address.day_of(name), name, path, size) for name, path, size in sorted(found)]
+    return [DatedFile(day, name, path, size) for day, name, path, size in days if day]
+
+
+def _dated_files(address: DatedAddress, cache: Path) -> list[tuple[str, Path]]:
+    """Names are relative to the folder that holds the dates, as if all of it had been asked for."""
+    if "://" in address.root:
+        return _readable(download_files(address.root, cache / "remote", address.includes_file))
+    root = Path(address.root).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"{address}: there is no such folder as {root} (looked in {Path.cwd()}). Check the path.")
+    return [(name, path) for name, path in _folder_files(root.resolve()) if address.includes_file(name)]
 
 
 def _glob_files(pattern: Path) -> list[tuple[str, Path]]:

@@ -75,7 +75,7 @@ def test_policy(retrain: str, trained: float, tokens: float, expected: bool) -> 
 
 
 def test_changes_of_files_are_by_content() -> None:
-    from flows.ingest import file_changes
+    from flows.seen import file_changes
 
     before = {"a": "1", "b": "2", "c": "3"}
     assert file_changes(before, {"a": "1", "b": "9", "d": "4"}) == (["b", "d"], ["c"])

@@ -1,0 +1,48 @@
+"""What the watch has seen of a recipe's sources: so a look that finds nothing new takes seconds, whoever takes it."""
+
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from flows.recipe import Recipe
+from tasks.dated import parse_dated
+from tasks.store import Store, write_atomically
+
+
+class Seen(BaseModel):
+    """What the watch knows of a recipe and its sources; at `watch/<recipe>-<digest of the sources' names>.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: dict[str, str] = {}
+    corpus_files: dict[str, str] = {}
+    trained_tokens: float = 0.0
+    documents: float = 0.0
+    documents_kept: float = 0.0
+    tokens: float = 0.0
+
+
+def _seen_path(store: Store, recipe: Recipe) -> Path:
+    """Dated folders are known by their address without the dates: a schedule goes on from where a backfill ended."""
+    dated = parse_dated(recipe.corpus)
+    corpus = str(dated.undated) if dated else recipe.corpus
+    named = "\0".join((corpus, recipe.sft_data, recipe.preference_data))
+    return store.home / "watch" / f"{recipe.name}-{hashlib.sha256(named.encode()).hexdigest()[:8]}.json"
+
+
+def read_seen(store: Store, recipe: Recipe) -> Seen:
+    """What was there last time."""
+    path = _seen_path(store, recipe)
+    return Seen.model_validate_json(path.read_bytes()) if path.exists() else Seen()
+
+
+def write_seen(store: Store, recipe: Recipe, seen: Seen) -> None:
+    """Remember it; last of all, so that a run that failed is tried again."""
+    write_atomically(_seen_path(store, recipe), seen.model_dump_json(indent=1).encode())
+
+
+def file_changes(before: dict[str, str], source: dict[str, str]) -> tuple[list[str], list[str]]:
+    """(new or changed files, files that are gone)."""
+    changed = sorted(name for name, digest in source.items() if before.get(name) != digest)
+    return changed, sorted(before.keys() - source.keys())
