@@ -13,7 +13,7 @@ from numba import types
 from numba.core import cgutils as untyped_cgutils
 from numpy.typing import NDArray
 
-from model.jit import cpu_features, fast_kernel, intrinsic, overload
+from model.jit import cpu_features, fast_helper, intrinsic, overload
 from model.quant import BLOCK, E2M1_LEVELS
 
 F32 = np.float32
@@ -33,13 +33,13 @@ def dot_nvfp4(codes: NDArray[np.uint8], scales: NDArray[np.uint8], x: NDArray[np
     raise NotImplementedError  # compiled below
 
 
-@fast_kernel
+@fast_helper
 def scale_of(byte: np.uint8) -> np.float32:
     """The value of a normal E4M3 byte."""
     return np.uint32((np.uint32(byte) << np.uint32(20)) + np.uint32(EXPONENT_SHIFT)).view(np.float32)
 
 
-@fast_kernel
+@fast_helper
 def level_of(code: np.int32) -> np.float32:
     """The value of a code, by arithmetic that vectorises: a table of 16 would be read one by one."""
     exponent = (code >> np.int32(1)) & np.int32(3)

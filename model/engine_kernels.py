@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.e2m1_dot import dot_nvfp4
-from model.jit import fast_kernel, overload
+from model.jit import fast_helper, fast_kernel, overload
 from model.kernels import LOG2E, exp2, sigmoid
 
 F32 = np.float32
@@ -118,7 +118,7 @@ def _embed_int8(codes: NDArray[np.int8], row_scales: Floats, token: int, x: Floa
         x[j] = F32(row[j]) * row_scales[token]
 
 
-@fast_kernel
+@fast_helper
 def _norm(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
     """out = weight * x / rms(x); out may be x."""
     squares = F32(0.0)
@@ -129,7 +129,7 @@ def _norm(x: Floats, weight: Floats, eps: float, out: Floats) -> None:
         out[j] = weight[j] * (x[j] * inverse)
 
 
-@fast_kernel
+@fast_helper
 def _rotate(head: Floats, cos: Floats, sin: Floats) -> None:
     """Turn the pairs (i, i + head_dim / 2) of one head by the angles of its position."""
     half = cos.shape[0]
@@ -139,7 +139,7 @@ def _rotate(head: Floats, cos: Floats, sin: Floats) -> None:
         head[half + j] = second * cos[j] + first * sin[j]
 
 
-@fast_kernel
+@fast_helper
 def _attend(query: Floats, keys: Floats, values: Floats, scores: Floats, out: Floats) -> None:
     """softmax(query keysᵀ / sqrt(head_dim)) values. keys, values: (positions, head_dim); scores: scratch."""
     positions, dim = keys.shape

@@ -13,6 +13,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _RELAXED = {"reassoc", "contract", "arcp", "nsz"}
 """Float sums may be reordered, so that they vectorise; NaN and infinity keep their meaning."""
+_RELAXED_PART: Any = {"fastmath": _RELAXED, "error_model": "numpy", "nogil": True, "forceinline": True}
+"""Of a function that is only ever a part of kernels."""
 
 try:
     import numba
@@ -81,11 +83,23 @@ def bare_helper(function: F) -> F:
 def fast_kernel(function: F) -> F:
     """Compile on first use for the types met, letting float sums be reordered so that they vectorise.
 
-    NaN and infinity keep their meaning: a loss that diverged must show.
+    NaN and infinity keep their meaning: a loss that diverged must show. What it calls must be a `fast_helper`.
     """
     if not COMPILED:
         return function
     return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=_RELAXED)(function))
+
+
+def fast_helper(function: F) -> F:
+    """A function that fast kernels call: made part of each of them, never called or kept by itself.
+
+    Otherwise the caller's object code holds a copy, compiled a second time and so with its sums in another order, and
+    the loader takes whichever of all copies in the process came first: the process that compiled a kernel computed
+    other bits than those that found it on the disk.
+    """
+    if not COMPILED:
+        return function
+    return cast(F, numba.njit(**_RELAXED_PART)(function))
 
 
 def _numba_type(name: str) -> Any:
@@ -115,8 +129,7 @@ def overload(function: Callable[..., Any]) -> Callable[[F], F]:
             form.__annotations__ = {}
             return form
 
-        options: Any = {"fastmath": _RELAXED, "error_model": "numpy", "nogil": True}
-        return cast(F, extending.overload(function, jit_options=options)(chosen))
+        return cast(F, extending.overload(function, jit_options=_RELAXED_PART)(chosen))
 
     return decorate
 

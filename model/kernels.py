@@ -8,7 +8,7 @@ their number. `model/fused.py` wraps them for autograd and holds the plain formu
 import numpy as np
 from numpy.typing import NDArray
 
-from model.jit import fast_kernel
+from model.jit import fast_helper, fast_kernel
 
 F32 = np.float32
 Floats = NDArray[np.float32]
@@ -19,20 +19,20 @@ LOG2E = F32(1.4426950408889634)
 GROUP = 256  # rows whose weight gradients are summed together: fixed, so that the sum's order is
 
 
-@fast_kernel
+@fast_helper
 def widen(bits: np.uint16) -> np.float32:
     """bf16 bits as fp32."""
     return np.uint32(np.uint32(bits) << np.uint32(16)).view(np.float32)
 
 
-@fast_kernel
+@fast_helper
 def narrow(value: np.float32) -> np.uint16:
     """fp32 as bf16 bits, rounded to nearest even."""
     bits = F32(value).view(np.uint32)
     return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
 
 
-@fast_kernel
+@fast_helper
 def ordered(bits: np.uint16 | np.int32) -> np.int32:
     """bf16 bits as an integer that sorts as they do, and back: an integer maximum vectorises, one of floats does not.
 
@@ -42,7 +42,7 @@ def ordered(bits: np.uint16 | np.int32) -> np.int32:
     return np.int32(value ^ ((value >> np.int32(31)) & np.int32(0x7FFF)))
 
 
-@fast_kernel
+@fast_helper
 def highest_of(row: Bits) -> np.float32:
     """The greatest of some bf16 values, at least one."""
     best = ordered(row[0])
@@ -51,7 +51,7 @@ def highest_of(row: Bits) -> np.float32:
     return widen(np.uint16(ordered(best)))
 
 
-@fast_kernel
+@fast_helper
 def exp2(x: np.float32) -> np.float32:
     """2**x to 2e-7 relative for x <= 127, by a polynomial on [-0.5, 0.5] so that loops vectorise; NaN stays NaN."""
     x = F32(-126.0) if x < F32(-126.0) else x
@@ -68,7 +68,7 @@ def exp2(x: np.float32) -> np.float32:
     return F32(p * power)
 
 
-@fast_kernel
+@fast_helper
 def sigmoid(x: np.float32) -> np.float32:
     """1 / (1 + e^-x)."""
     z = -x * LOG2E
@@ -224,7 +224,7 @@ def rotate_heads_backward(
                         to[j] = narrow(g[j])
 
 
-@fast_kernel
+@fast_helper
 def norm_head_backward(row: Bits, weight: Floats, eps: float, g: Floats, to: Bits, d_weight: Floats) -> None:
     """RMSNorm's gradient for one head: `g` arrives, `to` receives the input's and `d_weight` gains the weight's."""
     dim = len(g)
