@@ -78,8 +78,10 @@ def prefect_server(execution: Execution) -> Iterator[str]:
         with _using(address):
             _import_meanwhile()
             wait_until_healthy(child, f"{address}/health")
-            yield address
-            _send_logs()
+            try:
+                yield address
+            finally:
+                _send_logs()
     finally:
         child.stop()
         child.log.unlink(missing_ok=True)

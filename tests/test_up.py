@@ -23,7 +23,10 @@ from flows.recipe import load_plan, preset_names
 from flows.servers import free_port, live_addresses
 from flows.up import serve
 from tasks.execution import Execution
+from tasks.runs import list_runs
+from tasks.store import Store
 from tests import tiny
+from tests.growing_text import land, make_recipe, paragraphs
 from tests.up_helpers import (
     ROOT,
     Served,
@@ -264,3 +267,20 @@ def test_notify_without_a_server_says_so(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="bessemer up"):
         notify(tmp_path / "home", tmp_path)
+
+
+def test_dated_folders_are_taken_in_from_the_form(served: Served, tmp_path: Path) -> None:
+    recipe = make_recipe(tmp_path).model_copy(update={"corpus": f"{tmp_path / 'text'}/{{date:%Y/%m}}"})
+    for number, month in enumerate(("01", "02", "03")):
+        land(tmp_path / "text" / "2026", month, paragraphs()[number * 60 : number * 60 + 60])
+    execution = Execution(home=tmp_path / "home", workers=1, threads=1, tracking_uri="none")
+    sections = {"recipe": recipe.model_dump(mode="json"), "execution": execution.model_dump(mode="json")}
+    asked = {"dates": {"first": "2026-02-01", "every": "day"}, "watch": {"retrain": "never"}}
+    deployment = next(d for d in deployments(served) if d.name == "dates")
+    run = start_run(served, deployment.id, {**sections, **asked})
+    wait_until(lambda: flow_run(served, run).state.is_final(), RUN_TIMEOUT_S, "the end of the backfill")
+    assert flow_run(served, run).state.is_completed(), flow_run(served, run).state.message
+    assert [record.recipe["corpus"].partition("{")[2] for record in list_runs(Store(execution.home))] == [
+        "2026-02-01:%Y/%m}",
+        "2026-02-01..2026-03-01:%Y/%m}",
+    ]
