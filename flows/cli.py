@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from flows import verbs
+from flows import text_verbs, verbs
 from flows.recipe import preset_names
 from tasks.progress import console
 
@@ -57,25 +57,14 @@ def build_parser() -> argparse.ArgumentParser:
     plan = _add_verb(adder, "plan", verbs.plan, "say what would run, why and how long; build nothing")
     _add_recipe_options(plan)
 
-    backfill = _add_verb(adder, "backfill", verbs.backfill, "take in a past range of dated folders, date by date")
+    backfill = _add_verb(adder, "backfill", text_verbs.backfill, "take in a past range of dated folders, date by date")
     _add_recipe_options(backfill)
     backfill.add_argument("--from", default="", metavar="DATE", dest="first", help="first date; default: the earliest")
     backfill.add_argument("--to", default="", metavar="DATE", dest="last", help="last date; default: the latest")
     backfill.add_argument(
         "--every", default="day", choices=["day", "week", "month"], help="what becomes one increment; default day"
     )
-    backfill.add_argument(
-        "--retrain",
-        default="",
-        choices=["never", "when grown", "always"],
-        help="when to train: never, once there is enough new text (default), or after each increment",
-    )
-    backfill.add_argument(
-        "--new-share", type=_share, default=None, help="share of new tokens that is enough; default 0.05"
-    )
-    backfill.add_argument(
-        "--promote", default="", choices=["by the gate", "never"], help="who makes a new model the champion"
-    )
+    _add_watch_options(backfill)
     backfill.add_argument("--plan", action="store_true", help="say which dates would be taken in; take in nothing")
     backfill.add_argument("--no-tracking", action="store_true", help="do not record the runs in MLflow")
 
@@ -107,7 +96,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="what becomes of a look for new text that is due while another is under way",
     )
 
-    notify = _add_verb(adder, "notify", verbs.notify, "tell a running `bessemer up` that new text has arrived")
+    schedule = _add_verb(adder, "schedule", text_verbs.schedule, "have a running `bessemer up` look for new text")
+    _add_recipe_options(schedule)
+    schedule.add_argument("--cron", default="0 2 * * *", help="when to look; default: at two in the night")
+    schedule.add_argument("--timezone", default="UTC", help="of --cron, such as Europe/Berlin; default UTC")
+    _add_watch_options(schedule)
+    schedule.add_argument("--off", action="store_true", help="look no longer for this recipe")
+
+    notify = _add_verb(adder, "notify", text_verbs.notify, "tell a running `bessemer up` that new text has arrived")
     notify.add_argument("path", type=Path, help="the file or folder")
 
     inspect = _add_verb(adder, "inspect", verbs.inspect, "show what filter or dedup dropped, why, and what if")
@@ -180,6 +176,21 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--strategy", default="", choices=["", "ddp", "fsdp2", "deepspeed"], help="how they share")
     parser.add_argument(
         "--launcher", default="", choices=["", "torchrun", "ray"], help="what starts them; ray needs engine_address"
+    )
+
+
+def _add_watch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--retrain",
+        default="",
+        choices=["never", "when grown", "always"],
+        help="when to train: never, once there is enough new text (default), or on any new text",
+    )
+    parser.add_argument(
+        "--new-share", type=_share, default=None, help="share of new tokens that is enough; default 0.05"
+    )
+    parser.add_argument(
+        "--promote", default="", choices=["by the gate", "never"], help="who makes a new model the champion"
     )
 
 

@@ -5,17 +5,13 @@ import json
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flows.recipe import Plan, load_plan
 from tasks.execution import NO_TRACKING
 from tasks.progress import console, format_seconds
 from tasks.runs import artifact_of
 from tasks.store import Store
-
-if TYPE_CHECKING:
-    from flows.backfill_plan import BackfillPlan, Dates
-    from flows.backfill_report import Backfilled
 
 
 def read_plan(options: argparse.Namespace) -> Plan:
@@ -87,62 +83,6 @@ def plan(options: argparse.Namespace) -> None:
         output.print(
             f"\nAbout {format_seconds(whole.seconds)} ({format_seconds(whole.low)} - {format_seconds(whole.high)})."
         )
-
-
-def backfill(options: argparse.Namespace) -> None:
-    """Take in dated folders, or say which."""
-    from flows.backfill_plan import Dates, plan_backfill, plan_json
-    from flows.backfill_report import so_far
-    from tasks.dated import parse_day
-
-    plan, store = read_plan(options), Store(options.home)
-    first, last = (parse_day(text) if text else None for text in (options.first, options.last))
-    dates = Dates(first=first, last=last, every=options.every)
-    found = plan_backfill(store, plan.recipe, dates)
-    if options.plan and options.json:
-        print_json(plan_json(found))
-    elif options.plan:
-        _print_backfill_plan(found)
-    elif found.to_do:
-        _take_in(options, plan, dates)
-    else:  # without a server, which would take longer to start than this takes
-        _print_backfilled(options, so_far(store, plan.recipe, found, {}))
-
-
-def _print_backfill_plan(found: "BackfillPlan") -> None:
-    from flows.backfill_plan import missing_line, plan_table
-    from flows.summary import wide_console
-
-    output = wide_console()
-    output.print(plan_table(found))
-    output.print(f"\n{len(found.to_do)} of {len(found.steps)} to do. {missing_line(found.missing)}".rstrip())
-
-
-def _take_in(options: argparse.Namespace, plan: Plan, dates: "Dates") -> None:
-    from flows.backfill_report import BackfillStopped
-    from flows.start import backfill_with_prefect
-
-    chosen = {name: getattr(options, name) for name in ("retrain", "new_share", "promote")}
-    watch = {name: value for name, value in chosen.items() if value not in ("", None)}
-    try:
-        _print_backfilled(options, backfill_with_prefect(plan.recipe, dates, watch, plan.execution))
-    except BackfillStopped as stopped:
-        _print_backfilled(options, stopped.so_far)
-        raise
-
-
-def _print_backfilled(options: argparse.Namespace, backfilled: "Backfilled") -> None:
-    from flows.backfill_report import backfill_json, closing_lines, result_table
-    from flows.summary import wide_console
-
-    if options.json:
-        print_json(backfill_json(backfilled))
-        return
-    output = wide_console()
-    if backfilled.taken_in:
-        output.print(result_table(backfilled))
-    for line in closing_lines(backfilled):
-        output.print(line, markup=False)
 
 
 def show(options: argparse.Namespace) -> None:
@@ -251,17 +191,6 @@ def gc(options: argparse.Namespace) -> None:
         f"{figures['scratch']} unfinished stages, {figures['memos']} results of shards and {figures['index']} entries "
         f"of dedup's index: {garbage.bytes / 1e6:.1f} MB."
     )
-
-
-def notify(options: argparse.Namespace) -> None:
-    """Have the deployment `ingest/on-arrival` look at new text."""
-    from flows.notify import EVENT, notify
-
-    notify(options.home, options.path)
-    if options.json:
-        print_json({"event": EVENT, "path": str(options.path.resolve())})
-    else:
-        console.print(f"Told Prefect that {options.path} has arrived.", markup=False)
 
 
 def inspect(options: argparse.Namespace) -> None:

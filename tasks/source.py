@@ -69,6 +69,14 @@ def resolve_source(spec: str, cache: Path) -> Source:
     return source_of_files(named, cache)
 
 
+def absolute(spec: str) -> str:
+    """The same source for a process that works in another folder."""
+    if spec == PYTHON_DOCS or "://" in spec:
+        return spec
+    path = Path(spec).expanduser()
+    return str(Path.cwd() / path) if path.exists() or has_magic(spec) or parse_dated(spec) else spec
+
+
 def source_of_files(named: Iterable[tuple[str, Path]], cache: Path) -> Source:
     """A source of these (name, path) pairs, hashed; hashes are remembered by (path, size, mtime)."""
     memo_path = cache / "hashes.json"

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +239,40 @@ def tiny_parameters(home: Path, corpus: Path) -> dict[str, Any]:
     recipe = load_plan("demo", ["name=tiny", *tiny.SETTINGS, *steps, *sources]).recipe
     execution = Execution(home=home, workers=1, threads=1, tracking_uri="none")
     return {"recipe": recipe.model_dump(mode="json"), "execution": execution.model_dump(mode="json")}
+
+
+def test_a_schedule_is_made_changed_and_removed_by_a_verb(served: Served, tmp_path: Path) -> None:
+    from prefect.states import Scheduled
+
+    def schedule(*more: str) -> Any:
+        command = [sys.executable, "-m", "flows.cli", "schedule", "--home", str(served.home), *more, "--json"]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        return json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("Nothing to learn from here.")
+    before = {d.id for d in deployments(served)}
+    assert "no such file or folder" in schedule("--corpus", "elsewhere")
+    assert "expected minute, hour" in schedule("--corpus", "texts", "--cron", "nightly")
+    assert {d.id for d in deployments(served)} == before
+
+    schedule("--corpus", "texts")
+    made = schedule("--corpus", "texts", "--cron", "30 4 * * *", "--timezone", "Europe/Berlin", "--retrain", "never")
+    (deployment,) = [d for d in deployments(served) if d.id not in before]
+    assert made["deployment"] == f"ingest/{deployment.name}" and made["page"].endswith(str(deployment.id))
+    ((when, active),) = [(each.schedule, each.active) for each in deployment.schedules]
+    assert (when.cron, when.timezone, active) == ("30 4 * * *", "Europe/Berlin", True)
+    assert datetime.fromisoformat(made["next"]) > datetime.now(UTC)
+    assert deployment.parameters["recipe"]["corpus"] == str(tmp_path / "texts")
+    assert deployment.parameters["watch"] == {"retrain": "never"}
+    assert deployment.parameters["execution"]["home"] == str(served.home)
+    far = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=300))  # the server checks the parameters
+    ask(served, lambda client: client.create_flow_run_from_deployment(deployment.id, state=far))
+
+    assert schedule("--off")["off"]
+    assert {d.id for d in deployments(served)} == before
+    assert "Nothing looks for new text" in schedule("--off")
 
 
 def test_notify_starts_a_run_on_the_text_that_arrived(served: Served, tmp_path: Path) -> None:
