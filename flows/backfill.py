@@ -82,8 +82,3 @@ def take_in(recipe: Recipe, last: date, watch: WatchConfig, execution: Execution
     with store.lock("watch", recipe.name):  # a schedule may have taken in more while we waited
         as_of = recipe.model_copy(update={"corpus": str(corpus_as_of(store, recipe, last))})
         return as_state(as_of, look(as_of, watch, execution))
-
-
-def _stopped(name: str, error: ValueError, done: list[str]) -> str:
-    before = f"{len(done)} before it are in" if done else "nothing before it was to do"
-    return f"The backfill stopped at {name}; {before}, and the same command goes on from there. {error}"
