@@ -115,7 +115,7 @@ def test_runs_are_found_by_tag_and_answers_read_as_a_table(
     import mlflow
 
     tracked = bessemer(tiny.arguments(corpus, home, "--in-process"))
-    assert set(statuses(tracked).values()) == {"cached"}
+    assert {label for label, status in statuses(tracked).items() if status == "built"} <= {"gate"}  # of a new champion
     monkeypatch.setenv("MLFLOW_TRACKING_URI", local_tracking_uri(home))
     mlflow.set_tracking_uri(None)  # whatever other tests left
     query = f"tags.recipe = 'demo' AND tags.corpus = '{corpus}'"
