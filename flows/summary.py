@@ -242,7 +242,7 @@ def next_commands(summary: Summary) -> list[tuple[str, str]]:
     return [
         (f"{prefix} chat{home}", "talk to the model"),
         (f"{prefix} up{home}", "open the dashboards of Prefect and MLflow"),
-        (f"{prefix} run{home} --corpus FOLDER --sft FILE --preferences FILE", "train on your own data"),
+        (f"{prefix} run{home} --set name=NAME --corpus FOLDER --sft FILE", "train on your own text"),
         (f"{prefix} plan{home} --set dpo.beta=0.2", "see what a change would rebuild"),
     ]
 

@@ -153,7 +153,7 @@ def compare(cfg: GateConfig, candidate: Path, incumbent: Path | None) -> Compari
     if documents < MIN_DOCUMENTS:
         words = (
             f"The candidate and the champion share {documents} scored documents, too few to compare (at least "
-            f"{MIN_DOCUMENTS})."
+            f"{MIN_DOCUMENTS}). A recipe for other text needs a `name` of its own, under which it has its own champion."
         )
         return Comparison("inconclusive", 0.0, 0.0, 0.0, documents, size, words)
     bits = math.log(2)
