@@ -45,6 +45,11 @@ class Scale:
         """What gpu-1 trains with these settings."""
         return load_plan("gpu-1", self.settings).recipe.pretrain
 
+    @property
+    def shape(self) -> ModelConfig:
+        """The model itself."""
+        return model_shape(self.config, self.vocab_size)
+
 
 SCALES = {
     "124M": Scale("124M", ("depth=12",), 32768, 0.0),
@@ -73,7 +78,7 @@ class Step:
 
     def __init__(self, scale: Scale, device: torch.device, micro_batch_tokens: int) -> None:
         cfg = scale.config
-        transformer = Transformer(model_shape(cfg, scale.vocab_size))
+        transformer = Transformer(scale.shape)
         transformer.initialize(0)
         self.parallel = place_objective(OneDevice(device.type), cfg, NextToken(transformer))
         rows = micro_batch_tokens // cfg.sequence_length
@@ -160,16 +165,17 @@ class Rig:
 
     def report(self, name: str, tokens_per_s: float) -> None:
         """A line."""
-        flops = flops_per_token(
-            model_shape(self.scale.config, self.scale.vocab_size), self.scale.config.sequence_length
+        print(
+            f"  {name:26} {tokens_per_s:10,.0f} tokens/s, {self.utilisation(tokens_per_s):.1%} of the peak", flush=True
         )
-        share = tokens_per_s * flops / self.peak
-        print(f"  {name:26} {tokens_per_s:10,.0f} tokens/s, {share:.1%} of the peak", flush=True)
+
+    def utilisation(self, tokens_per_s: float) -> float:
+        """Share of the peak."""
+        return tokens_per_s * flops_per_token(self.scale.shape, self.scale.config.sequence_length) / self.peak
 
     def forecast(self, layers: Layers) -> int:
         """Bytes of tensors at their most."""
-        cfg = self.scale.config
-        return forecast_bytes(model_shape(cfg, self.scale.vocab_size), cfg, self.micro_batch, layers)
+        return forecast_bytes(self.scale.shape, self.scale.config, self.micro_batch, layers)
 
 
 @dataclass(frozen=True)
@@ -209,8 +215,7 @@ def peer_tokens_per_s(rig: Rig) -> float:
     """Hugging Face's Trainer with the same batch."""
     cfg = rig.scale.config
     rows = max(1, rig.micro_batch // PEER_SHARE // cfg.sequence_length)
-    config = model_shape(cfg, rig.scale.vocab_size)
-    trainer = LlamaTrainer(config, cfg.batch_tokens // cfg.sequence_length, rows, cfg.sequence_length)
+    trainer = LlamaTrainer(rig.scale.shape, cfg.batch_tokens // cfg.sequence_length, rows, cfg.sequence_length)
     seconds = trainer.step_seconds(rig.steps, lambda: now(rig.device), on_cpu=rig.device.type == "cpu")
     tokens_per_s = cfg.batch_tokens / median(seconds)
     rig.report("HF Trainer", tokens_per_s)
@@ -220,7 +225,7 @@ def peer_tokens_per_s(rig: Rig) -> float:
 def measure(scale: Scale, device: torch.device, steps: int) -> list[Figure]:
     """One scale: ours in three ways, Hugging Face's Trainer, and memory against its forecast."""
     cfg = scale.config
-    config = model_shape(cfg, scale.vocab_size)
+    config = scale.shape
     on_gpu = device.type == "cuda"
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 4e9
     peak, origin = bf16_peak(device)
@@ -231,8 +236,8 @@ def measure(scale: Scale, device: torch.device, steps: int) -> list[Figure]:
     if on_gpu:
         torch.cuda.empty_cache()
     best = ours["compiled"].tokens_per_s
-    share = best * flops_per_token(config, cfg.sequence_length) / peak
-    figures = [Figure(f"{scale.name}: share of the bf16 peak (MFU)", share, scale.utilisation_goal)]
+    name = f"{scale.name}: share of the bf16 peak (MFU)"
+    figures = [Figure(name, rig.utilisation(best), scale.utilisation_goal)]
     for layers, speed in ours.items() if on_gpu else ():
         print(f"  memory, {layers}: {speed.peak_bytes / 1e9:.1f} GB used, {rig.forecast(layers) / 1e9:.1f} GB forecast")
         off = abs(speed.peak_bytes / rig.forecast(layers) - 1)

@@ -34,6 +34,7 @@ _HEADER = """\
 # Written by `python -m flows.deployments > prefect.yaml`; edit the presets in deployments/recipes instead.
 # `bessemer up` deploys it; by hand: BESSEMER_HOME=/path/to/.bessemer python -m flows.deployments apply
 """
+_ONE_LOOK_AT_A_TIME = {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE}
 
 
 def prefect_yaml() -> str:
@@ -52,7 +53,7 @@ def _preset_deployment(name: str) -> dict[str, Any]:
         "entrypoint": "flows/pipeline.py:bessemer",
         "tags": ["bessemer"],
         "parameters": {
-            "recipe": difference(plan.recipe.model_dump(mode="json"), Recipe().model_dump(mode="json")),
+            "recipe": recipe_parameters(plan.recipe),
             "execution": execution_parameters(plan.execution),
         },
         "work_pool": _work_pool(),
@@ -61,48 +62,51 @@ def _preset_deployment(name: str) -> dict[str, Any]:
 
 def _watch_deployment(name: str) -> dict[str, Any]:
     """New text once a night; off until somebody says where it arrives."""
-    return {
-        "name": name,
-        "description": "Look for new text at two in the night; prepare it, and train when it has grown enough.",
-        "entrypoint": "flows/ingest.py:ingest",
-        "tags": ["bessemer"],
-        "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
-        "schedules": [{"cron": "0 2 * * *", "timezone": "UTC", "active": False}],
-        "concurrency_limit": {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE},
-        "work_pool": _work_pool(),
-    }
+    return _new_text_deployment(
+        name,
+        "Look for new text at two in the night; prepare it, and train when it has grown enough.",
+        "flows/ingest.py:ingest",
+        schedules=[{"cron": "0 2 * * *", "timezone": "UTC", "active": False}],
+        concurrency_limit=dict(_ONE_LOOK_AT_A_TIME),
+    )
 
 
 def _event_deployment() -> dict[str, Any]:
     """New text as soon as `bessemer notify PATH` says that it is there."""
-    return {
-        "name": "on-arrival",
-        "description": "Look for new text in the folder that `bessemer notify PATH` names.",
-        "entrypoint": "flows/ingest.py:ingest",
-        "tags": ["bessemer"],
-        "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
-        "triggers": [
-            {
-                "type": "event",
-                "enabled": True,
-                "match": {"prefect.resource.id": f"{RESOURCE}.*"},
-                "expect": [EVENT],
-                "parameters": {"recipe": {"corpus": "{{ event.payload.path }}"}},
-            }
-        ],
-        "concurrency_limit": {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE},
-        "work_pool": _work_pool(),
+    trigger = {
+        "type": "event",
+        "enabled": True,
+        "match": {"prefect.resource.id": f"{RESOURCE}.*"},
+        "expect": [EVENT],
+        "parameters": {"recipe": {"corpus": "{{ event.payload.path }}"}},
     }
+    return _new_text_deployment(
+        "on-arrival",
+        "Look for new text in the folder that `bessemer notify PATH` names.",
+        "flows/ingest.py:ingest",
+        triggers=[trigger],
+        concurrency_limit=dict(_ONE_LOOK_AT_A_TIME),
+    )
 
 
 def _backfill_deployment() -> dict[str, Any]:
     """Dated folders of the past; the form asks for the corpus and the dates."""
+    return _new_text_deployment(
+        "dates",
+        "Take in a past range of dated folders, one increment after another, oldest first.",
+        "flows/backfill.py:backfill",
+    )
+
+
+def _new_text_deployment(name: str, description: str, entrypoint: str, **more: Any) -> dict[str, Any]:
+    """A flow that takes in new text and trains once there is enough of it."""
     return {
-        "name": "dates",
-        "description": "Take in a past range of dated folders, one increment after another, oldest first.",
-        "entrypoint": "flows/backfill.py:backfill",
+        "name": name,
+        "description": description,
+        "entrypoint": entrypoint,
         "tags": ["bessemer"],
         "parameters": {"watch": {"retrain": "when grown"}, "execution": execution_parameters(Execution())},
+        **more,
         "work_pool": _work_pool(),
     }
 
@@ -110,6 +114,11 @@ def _backfill_deployment() -> dict[str, Any]:
 def _work_pool() -> dict[str, Any]:
     """Where a deployment's runs go, and what their processes find in their environment on any kind of worker."""
     return {"name": WORK_POOL, "job_variables": {"env": dict(HEARTBEAT_ENVIRONMENT)}}
+
+
+def recipe_parameters(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe says beyond the defaults."""
+    return difference(recipe.model_dump(mode="json"), Recipe().model_dump(mode="json"))
 
 
 def execution_parameters(execution: Execution) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from flows.servers import live_addresses
+from flows.servers import required_addresses
 
 EVENT = "bessemer.text.arrived"
 RESOURCE = "bessemer.text"
@@ -25,9 +25,7 @@ def notify(home: Path, path: Path) -> None:
     """
     if not path.exists():
         raise ValueError(f"{path}: there is no such file or folder, so there is nothing to tell about.")
-    addresses = live_addresses(home)
-    if addresses is None:
-        raise ValueError(f"No server is up for {home.resolve()}. Start it with `bessemer up`, then notify again.")
+    addresses = required_addresses(home)
     resolved = path.resolve()
     event = {
         "id": str(uuid4()),

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.deployments import difference
+from flows.deployments import execution_parameters, recipe_parameters
 from flows.notify import UNAUTHORIZED
 from flows.recipe import Plan, Recipe
 from flows.run import resolve_sources
-from flows.servers import Addresses, live_addresses, prefect_environment
+from flows.servers import Addresses, prefect_environment, required_addresses
 from tasks.execution import Execution
 from tasks.source import absolute
 
@@ -91,9 +91,9 @@ def _deploy(
         description=f"Look for new text in {recipe.corpus}; made by `bessemer schedule`.",
         schedules=[DeploymentScheduleCreate(schedule=CronSchedule(**when.model_dump()), active=True)],
         parameters={
-            "recipe": difference(recipe.model_dump(mode="json"), Recipe().model_dump(mode="json")),
+            "recipe": recipe_parameters(recipe),
             "watch": dict(watch),
-            "execution": difference(execution.model_dump(mode="json"), Execution().model_dump(mode="json")) | here,
+            "execution": execution_parameters(execution) | here,
         },
         concurrency_limit=limit.limit if limit else None,
         **{name: getattr(pattern, name) for name in _AS_THE_PATTERN},
@@ -115,9 +115,7 @@ def _read_cron(cron: str, timezone: str) -> "CronSchedule":
 @contextmanager
 def _client(home: Path) -> Iterator[tuple["SyncPrefectClient", Addresses]]:
     """A conversation with the servers that are up for this home."""
-    addresses = live_addresses(home)
-    if addresses is None:
-        raise ValueError(f"No server is up for {home.resolve()}. Start it with `bessemer up`, then schedule again.")
+    addresses = required_addresses(home)
     os.environ.update(prefect_environment(home))
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.exceptions import PrefectHTTPStatusError

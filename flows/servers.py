@@ -98,6 +98,18 @@ def live_addresses(home: Path) -> Addresses | None:
     return addresses if answers(f"{addresses.prefect_api}/health") else None
 
 
+def required_addresses(home: Path) -> Addresses:
+    """The same, for what cannot be done without servers.
+
+    Raises:
+        ValueError: none is up for this home.
+    """
+    addresses = live_addresses(home)
+    if addresses is None:
+        raise ValueError(f"No server is up for {home.resolve()}. Start it with `bessemer up`, then try again.")
+    return addresses
+
+
 def answers(address: str) -> bool:
     """Whether an HTTP GET succeeds."""
     try:
