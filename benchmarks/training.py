@@ -1,6 +1,7 @@
 """Training beside its peers: speed of a step, share of the core's peak, and quality at equal time; one thread.
 
     python -m benchmarks.training --nanochat FOLDER [--quick] [--only speed peak quality ablation]
+    python -m benchmarks.training --nanochat FOLDER --only quality --set hidden_size=192 num_heads=3 --sweep-seconds 0
 
 `FOLDER` is a copy of https://github.com/karpathy/nanochat; without it the other peer runs alone. `--corpus` takes what
 `bessemer run --corpus` takes, `--left-out` names the source of it that is never trained on. On a GPU, see
@@ -32,9 +33,11 @@ SWEEP = [
         (0.2, 0.5, 2048), (0.4, 0.5, 2048), (0.8, 0.5, 2048), (0.2, 0.5, 1024), (0.4, 0.5, 1024),
     )
 ]  # fmt: skip
+BEST_KNOWN = NanochatTuning(learning_rates=0.8, weight_decay=0.5, batch_tokens=2048)  # of SWEEP: docs/LOG.md
 ABLATIONS = (
-    "", "qk_norm=false", "tied_embeddings=true", "optimizer=adamw", "initial_sequence_length=0", "batch_tokens=2048",
-    "schedule=cosine", "schedule=linear", "decay_fraction=0.3", "decay_fraction=0.7", "average_fraction=0.1",
+    "", "attention_start=random", "qk_norm=false", "tied_embeddings=true", "optimizer=adamw",
+    "initial_sequence_length=0", "batch_tokens=2048", "schedule=cosine", "schedule=linear", "decay_fraction=0.3",
+    "decay_fraction=0.7", "average_fraction=0.1",
     "matrix_learning_rate=0.01", "matrix_learning_rate=0.04", "max_grad_norm=0", "embedding_learning_rate=0.01",
     "head_learning_rate=0.008", "num_layers=3", "num_layers=6", "hidden_size=320 num_heads=5 num_kv_heads=5",
     "document_attention=false", "z_loss=1e-4", "num_kv_heads=4", "weight_decay=0.1",
@@ -53,6 +56,7 @@ class Bench:
     seconds: float
     sweep_seconds: float
     seeds: int
+    settings: tuple[str, ...]
 
 
 def speed(bench: Bench) -> list[Figure]:
@@ -71,7 +75,7 @@ def quality(bench: Bench) -> list[Figure]:
     if why_not:
         print(why_not)
         return []
-    best = SWEEP[6] if bench.quick else best_tuning(bench)
+    best = BEST_KNOWN if bench.quick or not bench.sweep_seconds else best_tuning(bench)
     ours = in_child(train_ours, bench, "", bench.seconds, 0)
     print(f"ours:     {ours.line()}", flush=True)
     theirs = in_child(train_nanochat, bench, best, bench.seconds)
@@ -104,14 +108,14 @@ def ablation(bench: Bench) -> list[Figure]:
 
 def train_ours(bench: Bench, settings: str, seconds: float, seed: int) -> Outcome:
     """The demo's pretraining with settings on top."""
-    side = Ours(our_config(*settings.split(), f"seed={seed}"), VOCABULARY)
+    side = Ours(our_config(*bench.settings, *settings.split(), f"seed={seed}"), VOCABULARY)
     return train_for(side, token_streams(bench.corpus, bench.left_out, VOCABULARY, bench.folder), seconds, seed)
 
 
 def train_nanochat(bench: Bench, tuning: NanochatTuning, seconds: float) -> Outcome:
-    """The peer at the width and depth of the demo."""
+    """The peer at our width and depth."""
     assert bench.nanochat is not None
-    cfg = our_config()
+    cfg = our_config(*bench.settings)
     side = Nanochat(bench.nanochat, NanochatShape(VOCABULARY, cfg.num_layers, cfg.hidden_size), tuning)
     return train_for(side, token_streams(bench.corpus, bench.left_out, VOCABULARY, bench.folder), seconds)
 
@@ -126,7 +130,9 @@ def main() -> None:
     parser.add_argument("--corpus", default="python-docs", help="any source that `bessemer run --corpus` takes")
     parser.add_argument("--left-out", default="library", help="part of the origin of documents never trained on")
     parser.add_argument("--seconds", type=float, default=600, help="CPU-seconds of training of each side")
-    parser.add_argument("--sweep-seconds", type=float, default=120, help="CPU-seconds of a run of sweep or ablation")
+    parser.add_argument("--sweep-seconds", type=float, default=120,
+                        help="CPU-seconds of a run of sweep or ablation; 0: nanochat's best known setting")  # fmt: skip
+    parser.add_argument("--set", nargs="*", default=[], help="pretrain settings of ours; width and depth of both sides")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each ablation")
     parser.add_argument("--folder", type=Path, help="where the tokens are kept; default: a temporary folder")
     parser.add_argument("--only", nargs="*", choices=sorted(MEASUREMENTS), default=["speed", "peak", "quality"])
@@ -134,7 +140,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bessemer-bench-") as temporary:
         seconds = min(a.seconds, 20.0) if a.quick else a.seconds
         bench = Bench(a.corpus, a.left_out, a.nanochat, a.folder or Path(temporary), a.quick, seconds,
-                      a.sweep_seconds, a.seeds)  # fmt: skip
+                      a.sweep_seconds, a.seeds, tuple(a.set))  # fmt: skip
         figures = []
         for name in a.only:
             figures += MEASUREMENTS[name](bench)

@@ -12,6 +12,7 @@ CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 Precision = Literal["fp32", "bf16", "fp8"]
 """Arithmetic of a model; its master weights are fp32. fp8 is of the layers' matrices only; the rest runs in bf16."""
 OptimizerName = Literal["normuon", "muon", "adamw"]
+AttentionStart = Literal["induction", "random"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "dynamic"]
 
 

@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from model import fused
 from model.attention import attention, document_mask
+from model.induction import plant_induction_head
 from model.rope import Rotation, apply_rope, rotation
-from model.shape import ModelConfig
+from model.shape import AttentionStart, ModelConfig
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
@@ -179,12 +180,18 @@ class Transformer(nn.Module):
         return F.linear(self.hidden(input_ids, position_ids=position_ids, document_ids=document_ids), self.head_weight)
 
     @torch.no_grad()
-    def initialize(self, seed: int, output_projections: Literal["zero", "depth"] = "zero") -> None:
+    def initialize(
+        self,
+        seed: int,
+        output_projections: Literal["zero", "depth"] = "zero",
+        attention: AttentionStart = "random",
+    ) -> None:
         """Draw all weights; each parameter from its own stream of (seed, name), so no order or sharding matters.
 
         Matrices have std 1 / sqrt(inputs). Output projections start at `zero` (each layer begins as the identity) or
         at std 0.02 / sqrt(2 * layers) (`depth`, GPT-2). An untied embedding has std 0.8 and meets a learning rate of
         about 0.1, which was worth 0.09 bits per byte at 5M parameters; a tied one, being also the head, has 0.02.
+        `attention` starts at random, or with an induction head (model/induction.py).
         """
         for name, parameter in self.named_parameters():
             std = self._initial_std(name, parameter, output_projections)
@@ -195,6 +202,8 @@ class Transformer(nn.Module):
             else:
                 stream = torch.Generator().manual_seed(_stream_seed(seed, name))
                 parameter.copy_(torch.randn(parameter.shape, generator=stream) * std)
+        if attention == "induction":
+            plant_induction_head(self)
 
     def _initial_std(self, name: str, parameter: Tensor, output_projections: Literal["zero", "depth"]) -> float:
         if "embed_tokens" in name:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from model.shape import RopeScaling
+from model.shape import AttentionStart, RopeScaling
 from tasks.launch import launch
 from tasks.stage import Artifact, StageRun, stage
 from tasks.training import (
@@ -62,6 +62,9 @@ class PretrainConfig(TrainingConfig):
     context_length: int = Field(256, ge=8, le=1_048_576, description="The most tokens that the model is to read.")
     qk_norm: bool = Field(True, description="Whether queries and keys are normalised; then the export is a Qwen3.")
     tied_embeddings: bool = Field(False, description="Whether input embedding and output matrix are one.")
+    attention_start: AttentionStart = Field(
+        "induction", description="First weights of attention: with an induction head (two layers or more), or random."
+    )
     rope_theta: float = Field(10_000.0, gt=1, description="Base wavelength of the rotary positions.")
     rope_scaling: Literal["default", "linear", "llama3", "yarn"] = Field(
         "default", description="How rotary positions are stretched for a longer context than was trained on before."
@@ -268,7 +271,7 @@ def first_weights(cfg: PretrainConfig, vocab_size: int, inputs: Mapping[str, Pat
     shape = model_shape(cfg, vocab_size)
     transformer = Transformer(shape)
     if "start" not in inputs:
-        transformer.initialize(cfg.seed)
+        transformer.initialize(cfg.seed, attention=cfg.attention_start)
         return transformer
     folder = inputs["start"]
     check_contract(folder, inputs["tokens"])
