@@ -89,7 +89,7 @@ class Ours:
         self.batch_tokens = Ramp(cfg.initial_batch_tokens or cfg.batch_tokens, cfg.batch_tokens, cfg.ramp_fraction).at
 
     def _start(self) -> None:
-        self.transformer.initialize(self.cfg.seed, attention=self.cfg.attention_start)
+        self.transformer.initialize(self.cfg.seed, attention_start=self.cfg.attention_start)
         self.parallel = place_objective(OneProcess(), self.cfg, NextToken(self.transformer, self.cfg.z_loss))
         self.steps = self.averaged = 0
         self.average: dict[str, Tensor] = {}

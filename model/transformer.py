@@ -184,14 +184,14 @@ class Transformer(nn.Module):
         self,
         seed: int,
         output_projections: Literal["zero", "depth"] = "zero",
-        attention: AttentionStart = "random",
+        attention_start: AttentionStart = "random",
     ) -> None:
         """Draw all weights; each parameter from its own stream of (seed, name), so no order or sharding matters.
 
         Matrices have std 1 / sqrt(inputs). Output projections start at `zero` (each layer begins as the identity) or
         at std 0.02 / sqrt(2 * layers) (`depth`, GPT-2). An untied embedding has std 0.8 and meets a learning rate of
         about 0.1, which was worth 0.09 bits per byte at 5M parameters; a tied one, being also the head, has 0.02.
-        `attention` starts at random, or with an induction head (model/induction.py).
+        Attention starts at random, or with an induction head (model/induction.py).
         """
         for name, parameter in self.named_parameters():
             std = self._initial_std(name, parameter, output_projections)
@@ -202,12 +202,16 @@ class Transformer(nn.Module):
             else:
                 stream = torch.Generator().manual_seed(_stream_seed(seed, name))
                 parameter.copy_(torch.randn(parameter.shape, generator=stream) * std)
-        if attention == "induction":
-            plant_induction_head(self)
+        if attention_start == "induction":
+            plant_induction_head(self, self._embedding_std)
+
+    @property
+    def _embedding_std(self) -> float:
+        return 0.02 if self.config.tied_embeddings else 0.8
 
     def _initial_std(self, name: str, parameter: Tensor, output_projections: Literal["zero", "depth"]) -> float:
         if "embed_tokens" in name:
-            return 0.02 if self.config.tied_embeddings else 0.8
+            return self._embedding_std
         if "lm_head" in name:
             return 0.001  # logits start near zero: the first loss is ln(vocab)
         if "o_proj" in name or "down_proj" in name:

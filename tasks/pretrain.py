@@ -271,7 +271,7 @@ def first_weights(cfg: PretrainConfig, vocab_size: int, inputs: Mapping[str, Pat
     shape = model_shape(cfg, vocab_size)
     transformer = Transformer(shape)
     if "start" not in inputs:
-        transformer.initialize(cfg.seed, attention=cfg.attention_start)
+        transformer.initialize(cfg.seed, attention_start=cfg.attention_start)
         return transformer
     folder = inputs["start"]
     check_contract(folder, inputs["tokens"])

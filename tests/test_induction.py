@@ -26,7 +26,7 @@ HALF = 100  # random tokens, which then come once more
 def build(config: ModelConfig, *, seed: int = 0) -> Transformer:
     """A model that starts with an induction head."""
     model = Transformer(config)
-    model.initialize(seed, attention="induction")
+    model.initialize(seed, attention_start="induction")
     return model
 
 
