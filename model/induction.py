@@ -24,7 +24,7 @@ NOTE = 2.5  # a noted token beside the embedding of the place itself; 1.25 is wo
 COPIED = 1.25  # what is copied beside it
 EXPECTED = 0.05  # the output matrix's weight on that: the token itself gains about a nat, others a fifth of it
 FAST_PAIRS = 3 / 16  # of a head's rotary pairs: those that tell one position from the next
-POSITION = 0.5  # weight on the constant; queries and keys then are three quarters position and more
+POSITION = 0.5  # weight on the constant, which makes queries and keys almost position alone
 OTHER_INPUTS = 0.3  # what is left of the weights on all else, so that training can go elsewhere
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.rope import rotation
+from model.rope import Rotation, rotation
 from model.transformer import Attention, Block, ModelConfig, Transformer
 
 CONFIG = ModelConfig(
@@ -42,9 +42,9 @@ def attended(model: Transformer, ids: Tensor) -> list[Tensor]:
     return shares
 
 
-def attention_shares(attention: Attention, normed: Tensor, turn: object) -> Tensor:
+def attention_shares(attention: Attention, normed: Tensor, turn: Rotation) -> Tensor:
     """softmax(q k / sqrt(head_dim)) by the plain formula."""
-    q, k, _ = attention._heads(normed, turn)  # type: ignore[arg-type]
+    q, k, _ = attention._heads(normed, turn)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q @ k.mT / CONFIG.head_dim**0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
@@ -88,8 +88,7 @@ def test_the_other_heads_and_layers_stay_random() -> None:
     usual.initialize(0)
     planted = build(CONFIG).state_dict()
     differing = {name for name, value in usual.state_dict().items() if not torch.equal(value, planted[name])}
-    own = {f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in (0, 1) for name in "qk"}
-    own |= {f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in (0, 1) for name in "vo"}
+    own = {f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in (0, 1) for name in "qkvo"}
     assert differing == own | {"model.embed_tokens.weight", "lm_head.weight"}
     for name in (name for name in own if "o_proj" not in name):
         group = 2 * CONFIG.head_dim if ".0.self_attn.q" in name else CONFIG.head_dim
