@@ -192,7 +192,8 @@ def share_of_peak(scale: Scale) -> list[Figure]:
 
 
 PARTS_OF_A_STEP = (
-    ("matrix products", ("aten::mm", "aten::addmm")),
+    ("matrix products", ("aten::mm", "aten::addmm", "aten::_int_mm")),
+    ("INT8 and back", ("_Int8Linear",)),
     ("products of attention", ("aten::bmm", "aten::baddbmm")),
     ("softmax of attention", ("_BlockAttention",)),
     ("SwiGLU", ("_SwiGLU",)),

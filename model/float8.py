@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.transformer import Transformer
+from model.transformer import Transformer, replace_linears
 
 CAPABILITY = (8, 9)  # Ada, Hopper and later
 MULTIPLE = 16  # of both sizes of a product, which the tensor cores want
@@ -38,11 +38,7 @@ def use_float8(transformer: Transformer) -> None:
     Raises:
         ValueError: a matrix has a size that FP8 products cannot take.
     """
-    for layer in transformer.model.layers:
-        linears = [(module, name) for module in layer.modules() for name, child in module.named_children()
-                   if type(child) is nn.Linear]  # fmt: skip
-        for parent, name in linears:
-            setattr(parent, name, Float8Linear(getattr(parent, name)))
+    replace_linears(transformer, Float8Linear)
 
 
 class Float8Linear(nn.Module):

@@ -19,8 +19,45 @@ IGNORED = -100
 Reduction = Literal["mean", "sum"]
 
 
+class Products:
+    """What `linear_cross_entropy` multiplies in a chunk of positions, in the dtype of its operands."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """weight: (vocab, dim)."""
+        self.weight = weight
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """hidden: (positions, dim) -> (positions, vocab)."""
+        return hidden @ self.weight.T
+
+    def add_gradients(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        norms: Tensor,
+        shrink: Tensor,
+        hidden: Tensor,
+        d_hidden: Tensor | None,
+        d_weight: Tensor | None,
+    ) -> None:
+        """Of shrink * softmax(logits) - onehot(labels): fill d_hidden (positions, dim), add to d_weight (vocab, dim).
+
+        norms: log sum exp of the logits; it, labels and shrink are (positions,). May overwrite the logits.
+        """
+        d = fused.softmax_gradient(logits, labels, norms, torch.ones_like(norms), shrink)
+        if d_hidden is not None:
+            torch.mm(d, self.weight, out=d_hidden)
+        if d_weight is not None:
+            d_weight += d.T @ hidden
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0, reduction: Reduction = "mean"
+    hidden: Tensor,
+    weight: Tensor,
+    labels: Tensor,
+    z_loss: float = 0.0,
+    reduction: Reduction = "mean",
+    products: type[Products] = Products,
 ) -> Tensor:
     """Cross-entropy in nats of `hidden @ weightᵀ` against `labels`, as a scalar in at least fp32.
 
@@ -29,7 +66,8 @@ def linear_cross_entropy(
     and the head's second matmul is saved (the idea of Liger, arXiv:2410.10989). Without a label the loss is 0.
     """
     rows, targets = _labelled(hidden, labels)
-    total: Tensor = _LinearCrossEntropy.apply(rows, weight, targets, z_loss, _compute_dtype(hidden))  # type: ignore[no-untyped-call]
+    dtype = _compute_dtype(hidden)
+    total: Tensor = _LinearCrossEntropy.apply(rows, weight, targets, z_loss, dtype, products)  # type: ignore[no-untyped-call]
     return total / max(targets.numel(), 1) if reduction == "mean" else total
 
 
@@ -79,24 +117,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """Sum over positions of cross-entropy + z-loss; both gradients are ready when the forward pass ends."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float, dtype: torch.dtype) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        labels: Tensor,
+        z_loss: float,
+        dtype: torch.dtype,
+        products: type[Products],
+    ) -> Tensor:
         h, w = hidden.to(dtype), weight.to(dtype)
         wide = torch.promote_types(dtype, torch.float32)
         total = torch.zeros((), dtype=wide, device=h.device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(h) if wants_hidden else None
         d_weight = torch.zeros_like(w, dtype=wide) if wants_weight else None
+        head = products(w)
         for part in _chunks(labels, len(w)):
-            logits = h[part] @ w.T
+            logits = head.logits(h[part])
             norms, found = fused.log_sum_exp(logits, labels[part])
             total += (norms - found + z_loss * norms.square()).sum()
             if d_hidden is None and d_weight is None:
                 continue
-            d = fused.softmax_gradient(logits, labels[part], norms, torch.ones_like(norms), 1 + 2 * z_loss * norms)
-            if d_hidden is not None:
-                torch.mm(d, w, out=d_hidden[part])
-            if d_weight is not None:
-                d_weight += d.T @ h[part]
+            d_part = None if d_hidden is None else d_hidden[part]
+            head.add_gradients(logits, labels[part], norms, 1 + 2 * z_loss * norms, h[part], d_part, d_weight)
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
@@ -106,7 +150,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden, d_weight = (
             None if d is None else (d * grad).to(dtype) for d, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         )
-        return d_hidden, d_weight, None, None, None
+        return d_hidden, d_weight, None, None, None, None
 
 
 class _TokenLogProbs(torch.autograd.Function):

@@ -42,8 +42,12 @@ class NextToken(Objective):
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         hidden, weight, labels = self._hidden(batch), self.transformer.head_weight, batch["labels"]
-        if self.training or not self.sources:
-            loss = linear_cross_entropy(hidden, weight, labels, self.z_loss if self.training else 0.0, reduction="sum")
+        if self.training:
+            products = self.transformer.head_products
+            loss = linear_cross_entropy(hidden, weight, labels, self.z_loss, reduction="sum", products=products)
+            by_source = loss.new_zeros(3 * self.sources)
+        elif not self.sources:
+            loss = linear_cross_entropy(hidden, weight, labels, reduction="sum")
             by_source = loss.new_zeros(3 * self.sources)
         else:
             by_source = self._by_source(hidden, batch)

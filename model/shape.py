@@ -9,8 +9,9 @@ QUERY_BLOCK = 128  # queries of one block of attention on a CPU
 # fill it, since each chunk also passes once over the gradient of the whole head.
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 
-Precision = Literal["fp32", "bf16", "fp8"]
-"""Arithmetic of a model; its master weights are fp32. fp8 is of the layers' matrices only; the rest runs in bf16."""
+Precision = Literal["fp32", "bf16", "int8", "fp8"]
+"""Arithmetic of a model; its master weights are fp32. int8 is of the matrices in training, fp8 of those of the layers;
+the rest runs in bf16."""
 OptimizerName = Literal["normuon", "muon", "adamw"]
 AttentionStart = Literal["induction", "random"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "dynamic"]

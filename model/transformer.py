@@ -5,6 +5,7 @@ So a checkpoint needs no renaming, and in fp32 its logits equal those of `LlamaF
 """
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from model import fused
 from model.attention import attention, document_mask
 from model.induction import plant_induction_head
+from model.losses import Products
 from model.rope import Rotation, apply_rope, rotation
 from model.shape import AttentionStart, ModelConfig
 
@@ -48,6 +50,8 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions and optional RMSNorm of queries and keys."""
 
+    product = staticmethod(fused.joint_linear)  # of matrices side by side, in training
+
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
@@ -80,7 +84,8 @@ class Attention(nn.Module):
 
     def _fused_heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """The same in one product and one pass."""
-        qkv = fused.joint_linear(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        product = self.product if self.training else fused.joint_linear
+        qkv = product(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
         norms = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
         heads = self.q_proj.out_features // self.head_dim
         return fused.split_heads(qkv, norms, turn.cos, turn.sin, self.eps, heads)
@@ -88,6 +93,8 @@ class Attention(nn.Module):
 
 class MLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))` (arXiv:2002.05202)."""
+
+    product = staticmethod(fused.joint_linear)  # as Attention's
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -98,7 +105,8 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> the same shape."""
         if fused.applies(x, self.gate_proj.weight):
-            inner = fused.swiglu(fused.joint_linear(x, self.gate_proj.weight, self.up_proj.weight))
+            product = self.product if self.training else fused.joint_linear
+            inner = fused.swiglu(product(x, self.gate_proj.weight, self.up_proj.weight))
         else:
             inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
         out: Tensor = self.down_proj(inner)
@@ -141,6 +149,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.recompute_layers = False
+        self.head_products: type[Products] = Products  # of the head and the loss, in training
         self.model = Decoder(config)
         if not config.tied_embeddings:  # tied: one parameter under one name, as in the exported file
             self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -217,6 +226,15 @@ class Transformer(nn.Module):
         if "o_proj" in name or "down_proj" in name:
             return 0.0 if output_projections == "zero" else 0.02 / (2 * self.config.num_layers) ** 0.5
         return float(parameter.shape[-1] ** -0.5)
+
+
+def replace_linears(transformer: Transformer, make: Callable[[nn.Linear], nn.Module]) -> None:
+    """Put `make` of each matrix of the layers in its place; embedding and head stay as they are."""
+    for layer in transformer.model.layers:
+        linears = [(module, name) for module in layer.modules() for name, child in module.named_children()
+                   if type(child) is nn.Linear]  # fmt: skip
+        for parent, name in linears:
+            setattr(parent, name, make(getattr(parent, name)))
 
 
 def _stream_seed(seed: int, name: str) -> int:

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 class DpoConfig(TrainingConfig):
     """The loss, and rates that barely move the model."""
 
+    precision: Literal["fp32", "bf16", "fp8"] = Field(
+        "bf16",
+        description="Arithmetic of the model and of Muon; weights are kept in fp32. fp8: of the layers' matrices. Not "
+        "int8, in whose rounding policy and reference would differ.",
+    )
     optimizer: OptimizerName = Field(
         "adamw", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
     )

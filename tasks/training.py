@@ -34,8 +34,9 @@ class TrainingConfig(StageConfig):
     seed: int = Field(0, ge=0, le=2**31, description="Seed of weights and of the order of the data.")
     precision: Precision = Field(
         "bf16",
-        description="Arithmetic of the model and of Muon; weights are kept in fp32. fp8: of the layers' matrices, the "
-        "rest in bf16; needs a GPU such as an H100.",
+        description="Arithmetic of the model and of Muon; weights are kept in fp32. int8: of the matrices in training, "
+        "the rest in bf16; fast on a CPU with VNNI, slow on all else. fp8: of the layers' matrices; needs a GPU such "
+        "as an H100.",
     )
     optimizer: OptimizerName = Field(
         "normuon", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
@@ -114,18 +115,26 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
 
 
 def _prepare_layers(transformer: Transformer, precision: Precision, execution: Execution) -> None:
-    """Have the layers multiply in FP8 and be compiled, where that is asked for and can be had."""
+    """Have matrices multiply in INT8 or FP8 and layers be compiled, where that is asked for and can be had."""
     from model.compilation import compile_layers
     from model.float8 import check_float8, use_float8
+    from model.int8 import use_int8
     from model.parallel import choose_device
 
     device = choose_device(execution.device)
     sharded_by_zero = execution.strategy == "deepspeed" and execution.processes > 1
-    if sharded_by_zero and (precision == "fp8" or execution.compile == "layers"):
+    if sharded_by_zero and (precision in ("int8", "fp8") or execution.compile == "layers"):
         raise ValueError(
             "Strategy 'deepspeed' gathers weights inside the layers, which can then be neither compiled nor multiplied "
-            "in fp8. Use strategy 'fsdp2' or 'ddp', or precision 'bf16' and execution.compile 'no'."
+            f"in {precision}. Use strategy 'fsdp2' or 'ddp', or precision 'bf16' and execution.compile 'no'."
         )
+    if precision == "int8" and execution.compile == "layers":
+        raise ValueError(
+            "Layers that multiply in int8 cannot be compiled: torch.compile does not look into its kernels. Use "
+            "precision 'bf16', or execution.compile 'no'."
+        )
+    if precision == "int8":
+        use_int8(transformer)
     if precision == "fp8":
         check_float8(device)
         use_float8(transformer)

@@ -103,12 +103,12 @@ def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution:
     assert not [name for name in points[0] if "/" in name], "sources are told apart in validation only"
 
 
-@pytest.mark.parametrize("micro_batch_tokens", [128, 16384])
-def test_the_same_bits_twice(inputs: Inputs, tmp_path: Path, micro_batch_tokens: int) -> None:
+@pytest.mark.parametrize(("micro_batch_tokens", "precision"), [(128, "bf16"), (16384, "bf16"), (16384, "int8")])
+def test_the_same_bits_twice(inputs: Inputs, tmp_path: Path, micro_batch_tokens: int, precision: str) -> None:
     digests = set()
     for threads in (1, 2):
         execution = Execution(home=tmp_path / str(threads), threads=threads, micro_batch_tokens=micro_batch_tokens)
-        digests.add(obtain(pretrain, tiny_pretrain(steps=6), inputs, execution).artifact.digest)
+        digests.add(obtain(pretrain, tiny_pretrain(steps=6, precision=precision), inputs, execution).artifact.digest)
     assert len(digests) == 1
 
 
@@ -217,6 +217,8 @@ def test_muon_under_zero_and_uneven_batches_are_refused(inputs: Inputs, tmp_path
     zero = Execution(home=tmp_path, threads=1, processes=2, strategy="deepspeed")
     with pytest.raises(ValueError, match="Use optimizer 'adamw'"):
         obtain(pretrain, tiny_pretrain(), inputs, zero)
+    with pytest.raises(ValueError, match="neither compiled nor multiplied in int8"):
+        obtain(pretrain, tiny_pretrain(optimizer="adamw", precision="int8"), inputs, zero)
     two = Execution(home=tmp_path, threads=1, processes=2)
     with pytest.raises(ValueError, match="7 rows or pairs cannot be shared evenly by 2"):
         obtain(pretrain, tiny_pretrain(batch_tokens=7 * 64), inputs, two)
@@ -241,6 +243,7 @@ def test_compiled_layers_give_the_same_curve(inputs: Inputs, tmp_path: Path) -> 
     ("cfg", "where", "words"),
     [
         ({"precision": "fp8"}, {}, "'fp8' needs a CUDA device of compute capability 8.9"),
+        ({"precision": "int8"}, {"compile": "layers"}, "int8 cannot be compiled"),
         ({}, {"compile": "layers"}, "a C[+][+] compiler on a CPU; looked for no-such-compiler"),
     ],
 )

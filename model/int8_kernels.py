@@ -1,0 +1,109 @@
+"""Passes that turn bf16 into INT8 with its scales and int32 sums back into bf16, each reading its rows once.
+
+As in model/kernels.py bf16 arrives as uint16, and threads share rows `start:stop` without the bits depending on their
+number: of a maximum the order does not matter. A NaN or infinity makes its scale, and so all that it scales, NaN.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.jit import fast_helper, fast_kernel
+from model.kernels import F32, GROUP, LOG2E, Bits, Floats, Ints, exp2, highest_of, narrow, widen
+
+Bytes = NDArray[np.int8]
+Sums = NDArray[np.int32]
+
+LARGEST = F32(127.0)
+DITHERED = F32(126.99)  # plus less than 1 rounds down to 127 at most
+SMALLEST = F32(1e-30)  # stands for the maximum of zeros
+
+
+@fast_helper
+def rounded(value: np.float32) -> np.int8:
+    """To the nearest integer, halves up."""
+    return np.int8(np.int32(np.floor(value + F32(0.5))))
+
+
+@fast_helper
+def magnitude(value: np.float32) -> np.int32:
+    """|value| as an integer that sorts as it does, NaN above infinity: its maximum vectorises and keeps NaN."""
+    return np.int32(F32(value).view(np.int32) & np.int32(0x7FFFFFFF))
+
+
+@fast_kernel
+def quantize_rows(x: Bits, values: Bytes, scales: Floats, start: int, stop: int) -> None:
+    """x ≈ values * scales, one scale for each row."""
+    for i in range(start, stop):
+        row, to = x[i], values[i]
+        peak = np.int32(0)
+        for j in range(len(row)):
+            peak = max(peak, np.int32(row[j] & np.uint16(0x7FFF)))
+        top = widen(np.uint16(peak))
+        top = SMALLEST if top < SMALLEST else top
+        scales[i] = top / LARGEST
+        inverse = LARGEST / top
+        for j in range(len(row)):
+            to[j] = rounded(widen(row[j]) * inverse)
+
+
+@fast_kernel
+def column_peaks(x: Bits, factors: Floats, peaks: Sums, start: int, stop: int) -> None:
+    """The `magnitude` of the largest factors * x in each column; a row of peaks for each GROUP of rows of x."""
+    for group in range(start, stop):
+        found = peaks[group]
+        for i in range(group * GROUP, min((group + 1) * GROUP, x.shape[0])):
+            row, factor = x[i], factors[i]
+            for j in range(len(row)):
+                found[j] = max(found[j], magnitude(widen(row[j]) * factor))
+
+
+@fast_kernel
+def quantize_columns(x: Bits, factors: Floats, inverses: Floats, values: Bytes, start: int, stop: int) -> None:
+    """values = factors * x * inverses, rounded; factors go by row, inverses by column."""
+    for i in range(start, stop):
+        row, to, factor = x[i], values[i], factors[i]
+        for j in range(len(row)):
+            to[j] = rounded(widen(row[j]) * factor * inverses[j])
+
+
+@fast_kernel
+def quantize_softmax(
+    logits: Bits, norms: Floats, factors: Floats, dither: Floats, values: Bytes, scales: Floats, start: int, stop: int
+) -> None:
+    """factors * softmax(logits) ≈ values * scales by row, rounded up as often as what is cut off is large."""
+    width = logits.shape[1]
+    for i in range(start, stop):
+        row, to = logits[i], values[i]
+        chances = dither[(i * 7919) % (len(dither) - width + 1) :]
+        highest = highest_of(row)
+        scales[i] = factors[i] * exp2((highest - norms[i]) * LOG2E) / DITHERED
+        for j in range(width):
+            value = DITHERED * exp2((widen(row[j]) - highest) * LOG2E)
+            to[j] = np.int8(np.int32(np.floor(value + chances[j])))
+
+
+@fast_kernel
+def scale_sums(sums: Sums, row_scales: Floats, column_scales: Floats, out: Bits, start: int, stop: int) -> None:
+    """out = sums * row_scales * column_scales."""
+    for i in range(start, stop):
+        row, to, scale = sums[i], out[i], row_scales[i]
+        for j in range(len(row)):
+            to[j] = narrow(F32(row[j]) * scale * column_scales[j])
+
+
+@fast_kernel
+def add_scaled_sums(sums: Sums, column_scales: Floats, out: Floats, start: int, stop: int) -> None:
+    """out += sums * column_scales."""
+    for i in range(start, stop):
+        row, to = sums[i], out[i]
+        for j in range(len(row)):
+            to[j] += F32(row[j]) * column_scales[j]
+
+
+@fast_kernel
+def subtract_rows(indices: Ints, rows: Bits, out: Floats) -> None:
+    """out[indices[i]] -= rows[i], one after the other."""
+    for i in range(len(indices)):
+        row, to = rows[i], out[indices[i]]
+        for j in range(len(row)):
+            to[j] -= widen(row[j])

@@ -1,0 +1,232 @@
+"""INT8 products by the numbers: exact sums, errors against fp32, unbiased rounding, a model that learns with them."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from model import fused, int8
+from model.int8 import (
+    Int8Linear,
+    Int8Products,
+    int8_linear,
+    quantize_columns,
+    quantize_rows,
+    quantize_softmax,
+    use_int8,
+)
+from model.jit import COMPILED
+from model.losses import linear_cross_entropy, plain_linear_cross_entropy
+from model.objectives import NextToken
+from model.shape import ModelConfig
+from model.transformer import Transformer
+
+CONFIG = ModelConfig(
+    vocab_size=70, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=88,
+    context_length=32,
+)  # fmt: skip
+FORMS = pytest.mark.parametrize("form", ["auto", "off"])  # of the kernels: compiled, and torch's own
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    return float((found.detach().float() - exact).norm() / exact.norm())
+
+
+@FORMS
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 300), columns=st.integers(1, 70), size=st.sampled_from([1e-20, 1.0, 1e20]))
+def test_rounding_is_within_half_a_step(form: fused.Fusion, rows: int, columns: int, size: float) -> None:
+    x = (random(rows, columns) * size).bfloat16()
+    with fused.fusion(form):
+        by_row, row_scales = quantize_rows(x)
+        by_column, column_scales = quantize_columns(x)
+    wide = x.float()
+    assert torch.equal(by_row.abs().amax(1).int(), torch.full((rows,), 127, dtype=torch.int32))
+    assert torch.equal(by_column.abs().amax(0).int(), torch.full((columns,), 127, dtype=torch.int32))
+    half = 0.5001  # the division rounds too
+    assert ((by_row * row_scales[:, None] - wide).abs() <= half * row_scales[:, None]).all()
+    assert ((by_column * column_scales - wide).abs() <= half * column_scales).all()
+
+
+@FORMS
+def test_factors_go_into_the_columns(form: fused.Fusion) -> None:
+    x, factors = random(600, 20), torch.rand(600, generator=torch.Generator().manual_seed(1))
+    with fused.fusion(form):
+        values, scales = quantize_columns(x, factors)
+    assert ((values * scales - x.float() * factors[:, None]).abs() <= 0.5001 * scales).all()
+
+
+@FORMS
+@pytest.mark.parametrize("rows", [1, 37, 700])
+def test_products_and_gradients_follow_the_formula(form: fused.Fusion, rows: int) -> None:
+    weights = [nn.Parameter(random(size, 48, seed=size).float() / 7) for size in (56, 24)]
+    x, grad = random(rows, 48, seed=1).requires_grad_(), random(rows, 80, seed=2)
+    with fused.fusion(form):
+        out = int8_linear(x, *weights)
+        gradients = torch.autograd.grad(out, (x, *weights), grad)
+    joint = torch.cat([weight.detach() for weight in weights]).bfloat16()
+    wide = x.detach().float()
+    with fused.fusion(form):
+        by_row = [quantize_rows(matrix) for matrix in (x.detach(), joint, grad)]
+        columns, column_scales = quantize_columns(joint)
+        g_values, g_scales = by_row[2]
+        x_columns, x_scales = quantize_columns(x.detach(), g_scales)
+    q_x, q_w, g = (values * scales[:, None] for values, scales in by_row)
+    torch.testing.assert_close(out.float(), q_x @ q_w.T, rtol=2**-8, atol=1e-3)
+    torch.testing.assert_close(gradients[0].float(), g @ (columns * column_scales), rtol=2**-8, atol=1e-3)
+    d_joint = g_values.float().T @ (x_columns * x_scales)
+    torch.testing.assert_close(torch.cat(gradients[1:]), d_joint, rtol=1e-5, atol=1e-3)
+    assert error(out, wide @ joint.float().T) < 0.015
+    assert error(gradients[0], grad.float() @ joint.float()) < 0.015
+    assert error(torch.cat(gradients[1:]), grad.float().T @ wide) < 0.015
+
+
+def test_sums_are_exact_where_fp32_would_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = torch.full((3, 5000), 127, dtype=torch.int8), torch.full((5000, 2), 127, dtype=torch.int8)
+    a[:, 0] = 2
+    expected = 127 * (4999 * 127 + 2)
+    assert expected > 2**24 and expected % 2
+    if int8.has_vnni():
+        assert (int8._product(a, b) == expected).all()
+    monkeypatch.setattr(int8, "has_vnni", lambda: False)
+    found = int8._product(a, b)
+    assert (found != expected).all()  # an fp32 there is a multiple of 8
+    assert found.float().allclose(torch.tensor(float(expected)), rtol=1e-4)
+
+
+def test_sums_that_int32_cannot_hold() -> None:
+    a, b = torch.full((2, 200_001), 127, dtype=torch.int8), torch.full((200_001, 3), -127, dtype=torch.int8)
+    assert int8._product(a, b).allclose(torch.tensor(-127.0 * 127 * 200_001), rtol=1e-4)
+
+
+@FORMS
+def test_zeros_stay_zeros_and_nan_is_seen(form: fused.Fusion) -> None:
+    weight = nn.Parameter(random(24, 16).float())
+    with fused.fusion(form):
+        assert not int8_linear(torch.zeros(300, 16, dtype=torch.bfloat16), weight).any()
+        for bad in (float("nan"), float("inf")):
+            x = random(300, 16)
+            x[7, 3] = bad
+            out = int8_linear(x.requires_grad_(), weight)
+            assert not torch.isfinite(out[7]).any() and torch.isfinite(out[8:]).all()
+            assert not torch.isfinite(torch.autograd.grad(out, weight, torch.ones_like(out))[0]).all()
+
+
+@FORMS
+def test_probabilities_are_rounded_without_bias(form: fused.Fusion) -> None:
+    """Of 4096 rows the mean: a likely token, and 99 that are below a step each and would all become 0."""
+    logits = torch.zeros(4096, 100).bfloat16()
+    logits[:, 5] = 9.0
+    norms = logits.float().logsumexp(1)
+    with fused.fusion(form):
+        values, scales = quantize_softmax(logits, norms, torch.full_like(norms, 2.0))
+    expected = 2 * logits[0].float().softmax(0)
+    assert expected[0] < scales[0] / 50
+    mean = (values * scales[:, None]).mean(0)
+    spread = float((scales[0] * expected[0] / 4096).sqrt())
+    assert ((mean - expected)[torch.arange(100) != 5].abs() < 6 * spread).all()
+    assert mean[5] == pytest.approx(float(expected[5]), rel=0.01)
+
+
+@FORMS
+@pytest.mark.parametrize("z_loss", [0.0, 1e-3])
+def test_the_loss_and_its_gradients(form: fused.Fusion, z_loss: float) -> None:
+    hidden, weight = (3 * random(2, 350, 64)).requires_grad_(), (random(500, 64, seed=1) / 8).requires_grad_()
+    labels = torch.randint(0, 500, (2, 350), generator=torch.Generator().manual_seed(2))
+    labels[0, :9] = -100
+    with fused.fusion(form):
+        loss = linear_cross_entropy(hidden, weight, labels, z_loss, products=Int8Products)
+        found = torch.autograd.grad(loss, (hidden, weight))
+    wide = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
+    exact = plain_linear_cross_entropy(*wide, labels, z_loss)
+    assert loss.item() == pytest.approx(exact.item(), rel=2e-3)
+    for gradient, expected in zip(found, torch.autograd.grad(exact, wide)):
+        assert error(gradient, expected) < 0.03
+
+
+@pytest.mark.skipif(not COMPILED, reason="kernels need numba")
+def test_bits_do_not_depend_on_threads() -> None:
+    model = Transformer(CONFIG)
+    use_int8(model)
+    batch = next_tokens()
+
+    def gradients(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            model.initialize(0, output_projections="depth")
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                NextToken(model)(batch)[0].backward()
+            return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        finally:
+            torch.set_num_threads(before)
+
+    assert all(torch.equal(a, b) for a, b in zip(gradients(1), gradients(3), strict=True))
+
+
+def next_tokens() -> dict[str, Tensor]:
+    ids = (torch.arange(40)[:, None] * 5 + torch.arange(33) ** 2) % 61
+    return {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "label_bytes": torch.ones(40)}
+
+
+def test_a_model_keeps_its_names_and_is_judged_in_bf16() -> None:
+    model = Transformer(CONFIG)
+    model.initialize(0, output_projections="depth")
+    nn.init.normal_(model.lm_head.weight)  # the first one's logits are all alike
+    usual, before = copy.deepcopy(model), dict(model.named_parameters())
+    use_int8(model)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
+    assert sum(isinstance(module, Int8Linear) for module in model.modules()) == 7 * CONFIG.num_layers
+    batch = next_tokens()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        for form in ("auto", "off"):
+            with fused.fusion(form):
+                judged = [float(NextToken(m).eval()(batch)[0]) for m in (model, usual)]
+                trained = float(NextToken(model).train()(batch)[0])
+            assert judged[0] == judged[1] != trained
+
+
+def learn(model: Transformer, steps: int, form: fused.Fusion) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    objective, batch, losses = NextToken(model).train(), next_tokens(), []
+    for _ in range(steps):
+        with torch.autocast("cpu", torch.bfloat16), fused.fusion(form):
+            loss = objective(batch)[0] / batch["labels"].numel()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+@FORMS
+def test_it_learns_as_in_bf16(form: fused.Fusion) -> None:
+    usual = Transformer(CONFIG)
+    usual.initialize(0)
+    quick = copy.deepcopy(usual)
+    use_int8(quick)
+    expected, found = learn(usual, 30, form), learn(quick, 30, form)
+    assert expected[-1] < expected[0] - 1.5
+    assert found[0] == pytest.approx(expected[0], abs=0.01)
+    assert found[-1] == pytest.approx(expected[-1], abs=0.15)
+    assert found != expected
+
+
+def test_a_single_row_is_as_good_as_many() -> None:
+    """Tokens do not share scales in a forward pass."""
+    linear = Int8Linear(nn.Linear(16, 24, bias=False))
+    x = random(40, 16)
+    x[1] *= 1e4
+    with torch.no_grad():
+        assert torch.equal(linear(x)[:1], linear(x[:1]))
+        assert error(linear(x), F.linear(x.float(), linear.weight)) < 0.015
