@@ -75,7 +75,7 @@ class TrainingShape:
 def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast:
     """Memory of one training step, from the shapes alone; agrees with torch's saved tensors within 3 %.
 
-    fp8 counts as bf16, of which it takes less: it keeps a byte where that keeps two.
+    int8 counts as bf16, whose activations it keeps, and fp8 too, of which it takes less: a byte where that keeps two.
     """
     parameters = num_parameters(config)
     matrices = config.num_layers * _layer_matrices(config)

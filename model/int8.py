@@ -90,8 +90,9 @@ class Int8Products(Products):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
-        self._by_token, self._scales = quantize_rows(weight)
-        self._columns = quantize_columns(weight)
+        own = weight.clone()  # numpy pins the memory it looks at, and FSDP2 frees that of its weights
+        self._by_token, self._scales = quantize_rows(own)
+        self._columns = quantize_columns(own)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return scaled_product(*quantize_rows(hidden), self._by_token.T, self._scales)

@@ -40,8 +40,8 @@ class EnergyCounter(Protocol):
 def peak_flops(device: torch.device, precision: Precision) -> float:
     """FLOP/s that one process can reach at most; 0 where nobody knows.
 
-    A GPU's is that of its data sheet, in bf16 alone: in fp8 a part of the work has another. A CPU's is measured, over
-    the threads that torch uses now.
+    A GPU's is that of its data sheet, in bf16 alone: in fp8 a part of the work has another. A CPU's is measured, in
+    bf16 for int8 too, over the threads that torch uses now.
     """
     if device.type == "cpu":
         return measured_cpu_peak(precision, torch.get_num_threads())

@@ -147,7 +147,8 @@ class Muon(torch.optim.Optimizer):
         rows, columns = parameters[0].shape
         # An orthogonal tall matrix moves its outputs less: the original's sqrt(rows / columns).
         lr = group["lr"] * math.sqrt(max(1.0, rows / columns))
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        if group["weight_decay"]:
+            torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, self._directions(updates, group["ns_steps"]), alpha=-lr)
 
     def _directions(self, updates: tuple[Tensor, ...], steps: int) -> list[Tensor]:

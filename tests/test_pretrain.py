@@ -193,6 +193,20 @@ def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, str
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_int8_on_two_processes(inputs: Inputs, tmp_path: Path, strategy: Any) -> None:
+    """Scales are those of a process's own tokens, and FSDP2 passes weights on in bf16: the curve is near, not equal."""
+    two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
+    homes = [(tmp_path / "usual", "bf16"), (tmp_path / "one", "int8")]
+    runs = [(Execution(home=home, threads=1), precision) for home, precision in homes] + [(two, "int8")]
+    for execution, precision in runs:
+        obtain(pretrain, tiny_pretrain(steps=8, precision=precision), inputs, execution)
+    usual, one, many = ([point["loss"] for point in full_curve(execution.home)] for execution, _ in runs)
+    assert one == pytest.approx(usual, abs=0.02) and many == pytest.approx(usual, abs=0.02)
+    assert len({usual[-1], one[-1], many[-1]}) == 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp2"])
 def test_accelerate_can_start_the_processes(
     inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
