@@ -52,9 +52,14 @@ def applies(x: Tensor, weight: Tensor) -> bool:
     )
 
 
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled kernels are for this device, and not switched off."""
+    return COMPILED and device.type == "cpu" and _selected == "auto"
+
+
 def compiled_for(x: Tensor) -> bool:
     """Whether the compiled kernels can work on the bits of `x`."""
-    return COMPILED and x.device.type == "cpu" and x.dtype == torch.bfloat16 and _selected == "auto"
+    return has_kernels(x.device) and x.dtype == torch.bfloat16
 
 
 def bits(x: Tensor) -> NDArray[Any]:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model import int8_kernels as kernels
-from model.fused import bits, compiled_for, spread
+from model.fused import bits, has_kernels, spread
 from model.kernels import GROUP
 from model.losses import Products
 from model.transformer import MLP, Attention, Transformer, replace_linears
@@ -54,20 +54,20 @@ def int8_linear(x: Tensor, *weights: Tensor) -> Tensor:
     """x times several matrices side by side in INT8: (..., in) -> (..., sum of the outputs), bf16."""
     rows = x.reshape(-1, x.shape[-1])
     out: Tensor = _Int8Linear.apply(rows, *weights)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], -1)
+    return out.view(*x.shape[:-1], out.shape[1])
 
 
 class _Int8Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, *weights: Tensor) -> Tensor:
         ctx.sizes, ctx.dtypes = [len(weight) for weight in weights], (rows.dtype, weights[0].dtype)
-        x = rows.to(torch.bfloat16)
+        x = rows.to(torch.bfloat16).contiguous()
         joint = torch.empty(sum(ctx.sizes), x.shape[1], dtype=x.dtype, device=x.device)
         for part, weight in zip(torch.split(joint, ctx.sizes), weights):
             part.copy_(weight)
         ctx.save_for_backward(x, joint)
-        by_output, scales = quantize_rows(joint)
-        return scaled_product(*quantize_rows(x), by_output.T, scales)
+        w, scales = quantize_rows(joint)
+        return scaled_product(*quantize_rows(x), w.T, scales)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
@@ -83,19 +83,21 @@ class _Int8Linear(torch.autograd.Function):
 class Int8Products(Products):
     """Those of a head in INT8.
 
-    The gradient of a logit is its probability, less 1 at the label. Beside that 1, or beside the likeliest token, most
-    are far below 1/127: so the label's part is subtracted by itself, and the probabilities are rounded up or down by
-    chance, right on average. Rounded to the nearest a run stood 0.03 bits per byte higher (docs/LOG.md).
+    The gradient of a logit is its probability, less 1 at the label. That one is far larger than most, and near a
+    probability of 1 a small difference: so it is left out of the INT8 row and subtracted by itself in fp32. All other
+    probabilities are rounded up or down by chance, right on average: of those below 1/254 of the likeliest, rounding
+    to the nearest would leave nothing, which cost 0.03 bits per byte (docs/LOG.md).
     """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__(weight)
-        own = weight.clone()  # numpy pins the memory it looks at, and FSDP2 frees that of its weights
-        self._by_token, self._scales = quantize_rows(own)
+        # numpy pins the memory that it looks at, and FSDP2 frees that of its weights.
+        own = weight.clone(memory_format=torch.contiguous_format)
+        self._rows, self._row_scales = quantize_rows(own)
         self._columns = quantize_columns(own)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        return scaled_product(*quantize_rows(hidden), self._by_token.T, self._scales)
+        return scaled_product(*quantize_rows(hidden.contiguous()), self._rows.T, self._row_scales)
 
     def add_gradients(
         self,
@@ -107,19 +109,18 @@ class Int8Products(Products):
         d_hidden: Tensor | None,
         d_weight: Tensor | None,
     ) -> None:
-        d, scales = quantize_softmax(logits, norms, shrink)
+        d, scales, missing = quantize_softmax(logits, labels, norms, shrink)
         if d_hidden is not None:
-            d_hidden.copy_(scaled_product(d, scales, *self._columns))
-            d_hidden -= self.weight[labels]
+            d_hidden.copy_(scaled_product(d, scales, *self._columns) - missing[:, None] * self.weight[labels])
         if d_weight is not None:
-            add_product(d_weight, d.T, *quantize_columns(hidden, scales))
-            subtract_rows(d_weight, labels, hidden)
+            add_product(d_weight, d.T, *quantize_columns(hidden.contiguous(), scales))
+            subtract_rows(d_weight, labels, missing, hidden.contiguous())
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: (rows, columns), bf16 -> (int8 values, fp32 scales (rows,)) with x ≈ values * scales."""
     values, scales = _empty_like(x), torch.empty(len(x), device=x.device)
-    if compiled_for(x):
+    if has_kernels(x.device):
         spread(kernels.quantize_rows, len(x), bits(x), values.numpy(), scales.numpy())
         return values, scales
     tops = x.float().abs().amax(1).clamp(min=float(kernels.SMALLEST))
@@ -129,12 +130,12 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 def quantize_columns(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The same with a scale for each column: factors * x ≈ values * scales, factors: (rows,), default 1."""
     factors = torch.ones(len(x), device=x.device) if factors is None else factors
-    if not compiled_for(x):
+    if not has_kernels(x.device):
         wide = x.float() * factors[:, None]
-        tops = wide.abs().amax(0).clamp(min=float(kernels.SMALLEST))
+        tops = F.pad(wide.abs(), (0, 0, 0, 1)).amax(0).clamp(min=float(kernels.SMALLEST))
         return _rounded(wide * (127 / tops)), tops / 127
     groups = -(-len(x) // GROUP)
-    peaks = torch.zeros(groups, x.shape[1], dtype=torch.int32)
+    peaks = torch.zeros(max(1, groups), x.shape[1], dtype=torch.int32)
     spread(kernels.column_peaks, groups, bits(x), factors.numpy(), peaks.numpy(), smallest=1)
     tops = peaks.amax(0).view(torch.float32).clamp(min=float(kernels.SMALLEST))
     values = _empty_like(x)
@@ -142,33 +143,45 @@ def quantize_columns(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, 
     return values, tops / 127
 
 
-def quantize_softmax(logits: Tensor, norms: Tensor, factors: Tensor) -> tuple[Tensor, Tensor]:
-    """factors * softmax by row, unbiased: (int8 values (rows, vocab), scales (rows,)); norms: log sum exp (rows,).
-
-    What a value is rounded by depends on its place alone, so that the same step rounds alike when it is made again.
+def quantize_softmax(logits: Tensor, labels: Tensor, norms: Tensor, factors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """factors * softmax by row, unbiased and 0 at the label: (int8 values (rows, vocab), scales (rows,), missing
+    (rows,)) where `missing` is 1 - factors * softmax at the label. norms: log sum exp (rows,). Overwrites the logits.
     """
-    values, scales = _empty_like(logits), torch.empty_like(norms)
+    values, scales, missing = _empty_like(logits), torch.empty_like(norms), torch.empty_like(norms)
     dither = _dither(max(DITHER, 2 * logits.shape[1]))
-    if compiled_for(logits):
-        rows = bits(logits), norms.numpy(), factors.contiguous().numpy(), dither
-        spread(kernels.quantize_softmax, len(logits), *rows, values.numpy(), scales.numpy(), smallest=16)
-        return values, scales
-    tops = logits.amax(1).float()
-    starts = torch.arange(len(logits)) * 7919 % (len(dither) - logits.shape[1] + 1)
-    chances = torch.from_numpy(dither)[starts[:, None] + torch.arange(logits.shape[1])].to(logits.device)
-    likelihoods = float(kernels.DITHERED) * (logits.float() - tops[:, None]).exp()
+    if has_kernels(logits.device):
+        rows = bits(logits), bits(labels), norms.numpy(), factors.contiguous().numpy(), dither
+        found = values.numpy(), scales.numpy(), missing.numpy()
+        spread(kernels.quantize_softmax, len(logits), *rows, *found, smallest=16)
+        return values, scales, missing
+    for part in _slices(len(logits), CHUNK_SUMS // logits.shape[1]):
+        rows_of = logits[part], labels[part, None], norms[part, None], factors[part, None]
+        values[part], scales[part], missing[part] = _plain_quantize_softmax(*rows_of, torch.from_numpy(dither))
+    return values, scales, missing
+
+
+def _plain_quantize_softmax(
+    logits: Tensor, labels: Tensor, norms: Tensor, factors: Tensor, dither: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same in torch; all but the logits are columns."""
+    count, width = logits.shape
+    wide = logits.float()
+    missing = 1 - factors * (wide.gather(1, labels) - norms).exp()
+    wide.scatter_(1, labels, torch.finfo(torch.bfloat16).min)
+    tops = wide.amax(1, keepdim=True)
+    starts = (torch.arange(count)[:, None] * 7919 + norms.abs().view(torch.int32).cpu()) % (len(dither) - width + 1)
+    chances = dither[starts + torch.arange(width)].to(logits.device)
+    values = (float(kernels.DITHERED) * (wide - tops).exp() + chances).floor().scatter_(1, labels, 0)
     scales = factors * (tops - norms).exp() / float(kernels.DITHERED)
-    return (likelihoods + chances).floor().to(torch.int8), scales
+    return values.to(torch.int8), scales[:, 0], missing[:, 0]
 
 
 def scaled_product(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> Tensor:
     """a * a_scales by row times b * b_scales by column: (m, k) int8, (k, n) int8 -> (m, n) bf16."""
     out = torch.empty(len(a), b.shape[1], dtype=torch.bfloat16, device=a.device)
-    rows = max(64, CHUNK_SUMS // b.shape[1])
-    for start in range(0, len(a), rows):
-        part = slice(start, start + rows)
+    for part in _slices(len(a), CHUNK_SUMS // b.shape[1]):
         sums = _product(a[part], b)
-        if compiled_for(out):
+        if has_kernels(a.device):
             scales = a_scales[part].numpy(), b_scales.numpy()
             spread(kernels.scale_sums, len(sums), sums.numpy(), *scales, bits(out[part]))
         else:
@@ -177,20 +190,20 @@ def scaled_product(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor) -> 
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor, b_scales: Tensor) -> None:
-    """total += a times b * b_scales by column: (m, k) int8, (k, n) int8, (m, n) fp32."""
+    """In place: total += a times b * b_scales by column: (m, k) int8, (k, n) int8, (m, n) fp32."""
     sums = _product(a, b)
-    if compiled_for(torch.empty(0, dtype=torch.bfloat16, device=a.device)):
+    if has_kernels(a.device):
         spread(kernels.add_scaled_sums, len(sums), sums.numpy(), b_scales.numpy(), total.numpy())
     else:
         total += sums.float() * b_scales
 
 
-def subtract_rows(total: Tensor, indices: Tensor, rows: Tensor) -> None:
-    """total[indices[i]] -= rows[i]."""
-    if compiled_for(rows):
-        kernels.subtract_rows(bits(indices), bits(rows), total.numpy())
+def subtract_rows(total: Tensor, indices: Tensor, factors: Tensor, rows: Tensor) -> None:
+    """In place, one after the other: total[indices[i]] -= factors[i] * rows[i]."""
+    if has_kernels(rows.device):
+        kernels.subtract_rows(bits(indices), factors.numpy(), bits(rows), total.numpy())
     else:
-        total.index_add_(0, indices, rows.float(), alpha=-1)
+        total.index_add_(0, indices, factors[:, None] * rows.float(), alpha=-1)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
@@ -213,6 +226,11 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
 def has_vnni() -> bool:
     """Whether the CPU multiplies INT8 fast; without, torch's own product is a plain loop, or overflows in 16 bits."""
     return torch.cpu._is_vnni_supported()
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    """0:count in parts of `size`, at least 64."""
+    return [slice(start, start + max(64, size)) for start in range(0, count, max(64, size))]
 
 
 def _rounded(x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ Sums = NDArray[np.int32]
 LARGEST = F32(127.0)
 DITHERED = F32(126.99)  # plus less than 1 rounds down to 127 at most
 SMALLEST = F32(1e-30)  # stands for the maximum of zeros
+LEAST = np.uint16(0xFF7F)  # the bits of the most negative bf16
 
 
 @fast_helper
@@ -68,18 +69,35 @@ def quantize_columns(x: Bits, factors: Floats, inverses: Floats, values: Bytes, 
 
 @fast_kernel
 def quantize_softmax(
-    logits: Bits, norms: Floats, factors: Floats, dither: Floats, values: Bytes, scales: Floats, start: int, stop: int
+    logits: Bits,
+    labels: Ints,
+    norms: Floats,
+    factors: Floats,
+    dither: Floats,
+    values: Bytes,
+    scales: Floats,
+    missing: Floats,
+    start: int,
+    stop: int,
 ) -> None:
-    """factors * softmax(logits) ≈ values * scales by row, rounded up as often as what is cut off is large."""
+    """factors * softmax(logits) ≈ values * scales by row, but 0 at the label: missing = 1 - factors * softmax there.
+
+    Values are rounded up as often as what is cut off is large. The label's logit is overwritten.
+    """
     width = logits.shape[1]
+    windows = len(dither) - width + 1
     for i in range(start, stop):
         row, to = logits[i], values[i]
-        chances = dither[(i * 7919) % (len(dither) - width + 1) :]
+        missing[i] = F32(1.0) - factors[i] * exp2((widen(row[labels[i]]) - norms[i]) * LOG2E)
+        row[labels[i]] = LEAST
+        # The norm is another one in each row and step, as good as chance, and the same when a step is made again.
+        chances = dither[(i * 7919 + magnitude(norms[i])) % windows :]
         highest = highest_of(row)
         scales[i] = factors[i] * exp2((highest - norms[i]) * LOG2E) / DITHERED
         for j in range(width):
             value = DITHERED * exp2((widen(row[j]) - highest) * LOG2E)
             to[j] = np.int8(np.int32(np.floor(value + chances[j])))
+        to[labels[i]] = 0
 
 
 @fast_kernel
@@ -101,9 +119,9 @@ def add_scaled_sums(sums: Sums, column_scales: Floats, out: Floats, start: int, 
 
 
 @fast_kernel
-def subtract_rows(indices: Ints, rows: Bits, out: Floats) -> None:
-    """out[indices[i]] -= rows[i], one after the other."""
+def subtract_rows(indices: Ints, factors: Floats, rows: Bits, out: Floats) -> None:
+    """out[indices[i]] -= factors[i] * rows[i], one after the other."""
     for i in range(len(indices)):
-        row, to = rows[i], out[indices[i]]
+        row, to, factor = rows[i], out[indices[i]], factors[i]
         for j in range(len(row)):
-            to[j] -= widen(row[j])
+            to[j] -= factor * widen(row[j])

@@ -10,8 +10,8 @@ QUERY_BLOCK = 128  # queries of one block of attention on a CPU
 CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
 
 Precision = Literal["fp32", "bf16", "int8", "fp8"]
-"""Arithmetic of a model; its master weights are fp32. int8 is of the matrices in training, fp8 of those of the layers;
-the rest runs in bf16."""
+"""Arithmetic of a model; its master weights are fp32. int8: of all matrices, in training; fp8: of the layers'
+matrices. All else runs in bf16."""
 OptimizerName = Literal["normuon", "muon", "adamw"]
 AttentionStart = Literal["induction", "random"]
 RopeKind = Literal["default", "linear", "llama3", "yarn", "dynamic"]
