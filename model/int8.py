@@ -22,7 +22,7 @@ from model.losses import Products
 from model.transformer import MLP, Attention, Transformer, replace_linears
 
 MOST_TERMS = 1 << 17  # of 127 * 127 each: 0.98 of the largest int32
-CHUNK_SUMS = 1 << 20  # int32 sums held at a time: 4 MB, which a core's cache still serves
+CHUNK_SUMS = 1 << 23  # int32 sums held at a time, 32 MB: for each chunk the product packs its second operand anew
 DITHER = 1 << 16  # numbers that the head's gradient is rounded with, of which each row takes a window
 
 

@@ -5,9 +5,9 @@ from typing import Literal
 
 # Sizes of the kernels' working sets: here because the memory forecast needs them too.
 QUERY_BLOCK = 128  # queries of one block of attention on a CPU
-# Logits held at a time by the losses: on a CPU 2-4 MB, which a core's cache still serves; on a GPU enough positions to
-# fill it, since each chunk also passes once over the gradient of the whole head.
-CHUNK_LOGITS = {"cpu": 1 << 20, "cuda": 1 << 28}
+# Logits held at a time by the losses: each chunk packs the head anew for its products, and passes over its gradient. On
+# a CPU 2^22 took 0.7 to 0.9 of the time of 2^20, and no less with 2^23; on a GPU enough positions to fill it.
+CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
 
 Precision = Literal["fp32", "bf16", "int8", "fp8"]
 """Arithmetic of a model; its master weights are fp32. int8: of all matrices, in training; fp8: of the layers'
