@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 
 .PHONY: demo test lint format up clean
 
-demo: $(VENV)/.installed          ## raw text to a chat model, 8 to 21 minutes on two cores
+demo: $(VENV)/.installed          ## raw text to a chat model, 8 to 27 minutes on two cores
 	$(BIN)/bessemer run demo
 
 test: $(VENV)/.installed-test     ## every test

@@ -198,7 +198,7 @@ def test_slices_and_nothing_at_all(form: fused.Fusion) -> None:
         assert linear_cross_entropy(wide[:, :16], head, torch.full((5,), -100), products=Int8Products) == 0
 
 
-@pytest.mark.skipif(not COMPILED, reason="kernels need numba")
+@pytest.mark.skipif(not (COMPILED and int8.has_vnni()), reason="sums in fp32 depend on their order")
 def test_bits_do_not_depend_on_threads() -> None:
     model = Transformer(CONFIG)
     use_int8(model)
