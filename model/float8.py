@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.transformer import Transformer, replace_linears
+from model.transformer import LinearInPlace, Transformer, replace_linears
 
 CAPABILITY = (8, 9)  # Ada, Hopper and later
 MULTIPLE = 16  # of both sizes of a product, which the tensor cores want
@@ -41,20 +41,16 @@ def use_float8(transformer: Transformer) -> None:
     replace_linears(transformer, Float8Linear)
 
 
-class Float8Linear(nn.Module):
-    """`x @ weightᵀ` in FP8, with a bf16 result; takes over the weight of a linear layer without bias."""
+class Float8Linear(LinearInPlace):
+    """`x @ weightᵀ` in FP8, with a bf16 result."""
 
     def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        assert linear.bias is None
-        self.in_features: int = linear.in_features
-        self.out_features: int = linear.out_features
+        super().__init__(linear)
         if self.in_features % MULTIPLE or self.out_features % MULTIPLE:
             raise ValueError(
                 f"precision 'fp8' needs widths that are multiples of {MULTIPLE}, found a matrix of "
                 f"{self.out_features} x {self.in_features}. Change hidden_size, intermediate_size or the heads."
             )
-        self.weight: nn.Parameter = linear.weight
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""

@@ -142,15 +142,21 @@ def joint_linear(x: Tensor, *weights: Tensor) -> Tensor:
     return out
 
 
+def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """A copy of several matrices (outputs, inputs) one above the other."""
+    sizes = [len(weight) for weight in weights]
+    joint = torch.empty(sum(sizes), weights[0].shape[1], dtype=dtype, device=weights[0].device)
+    for part, weight in zip(torch.split(joint, sizes), weights):
+        part.copy_(weight)
+    return joint
+
+
 class _JointLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
-        sizes = [len(weight) for weight in weights]
-        joint = torch.empty(sum(sizes), x.shape[-1], dtype=x.dtype)
-        for part, weight in zip(torch.split(joint, sizes), weights):
-            part.copy_(weight)
+        joint = join(weights, x.dtype)
         ctx.save_for_backward(x, joint)
-        ctx.sizes, ctx.dtype = sizes, weights[0].dtype
+        ctx.sizes, ctx.dtype = [len(weight) for weight in weights], weights[0].dtype
         return x @ joint.T
 
     @staticmethod

@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from model import int8_kernels as kernels
-from model.fused import bits, has_kernels, spread
+from model.fused import bits, has_kernels, join, spread
 from model.kernels import GROUP
 from model.losses import Products
-from model.transformer import MLP, Attention, Transformer, replace_linears
+from model.transformer import MLP, Attention, LinearInPlace, Transformer, replace_linears
 
 MOST_TERMS = 1 << 17  # of 127 * 127 each: 0.98 of the largest int32
 CHUNK_SUMS = 1 << 23  # int32 sums held at a time, 32 MB: for each chunk the product packs its second operand anew
@@ -35,15 +35,8 @@ def use_int8(transformer: Transformer) -> None:
     transformer.head_products = Int8Products
 
 
-class Int8Linear(nn.Module):
-    """`x @ weightᵀ` in INT8 while in training; takes over the weight of a linear layer without bias."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        assert linear.bias is None
-        self.in_features: int = linear.in_features
-        self.out_features: int = linear.out_features
-        self.weight: nn.Parameter = linear.weight
+class Int8Linear(LinearInPlace):
+    """`x @ weightᵀ` in INT8 while in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x: (..., in) -> (..., out)."""
@@ -62,9 +55,7 @@ class _Int8Linear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, *weights: Tensor) -> Tensor:
         ctx.sizes, ctx.dtypes = [len(weight) for weight in weights], (rows.dtype, weights[0].dtype)
         x = rows.to(torch.bfloat16).contiguous()
-        joint = torch.empty(sum(ctx.sizes), x.shape[1], dtype=x.dtype, device=x.device)
-        for part, weight in zip(torch.split(joint, ctx.sizes), weights):
-            part.copy_(weight)
+        joint = join(weights, x.dtype)
         ctx.save_for_backward(x, joint)
         w, scales = quantize_rows(joint)
         return scaled_product(*quantize_rows(x), w.T, scales)

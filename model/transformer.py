@@ -228,6 +228,17 @@ class Transformer(nn.Module):
         return float(parameter.shape[-1] ** -0.5)
 
 
+class LinearInPlace(nn.Module):
+    """Takes over the weight of a linear layer without bias, and multiplies by it in another arithmetic."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        assert linear.bias is None
+        self.in_features: int = linear.in_features
+        self.out_features: int = linear.out_features
+        self.weight: nn.Parameter = linear.weight
+
+
 def replace_linears(transformer: Transformer, make: Callable[[nn.Linear], nn.Module]) -> None:
     """Put `make` of each matrix of the layers in its place; embedding and head stay as they are."""
     for layer in transformer.model.layers:
