@@ -19,6 +19,9 @@ from torch.optim.adamw import adamw
 from model.shape import OptimizerName
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # Keller Jordan's: steep at zero, so 5 steps suffice
+# Newton-Schulz steps on the Gram matrix of a long matrix before it is taken anew. With five at once bf16 lets singular
+# values that should be 1 end at 2 to 8; with three it is nearer to fp32 than the usual form where they decay.
+GRAM_STEPS = 3
 
 Schedule = Literal["wsd", "cosine", "linear"]
 
@@ -218,10 +221,11 @@ def equalize_neurons(matrix: Tensor) -> Tensor:
     remembers the present step alone.
     """
     rows, columns = matrix.shape[-2:]
-    if rows < columns:
-        return equalize_neurons(matrix.mT.contiguous()).mT  # sums down columns depend on the number of threads
-    norms = torch.linalg.vector_norm(matrix, dim=-1, keepdim=True)
-    equal: Tensor = matrix * (math.sqrt(columns / rows) / norms.clamp(min=1e-7))
+    # Sums down columns depend on the number of threads, so columns lie down first.
+    neurons = matrix if rows >= columns else matrix.mT.contiguous()
+    norms = torch.linalg.vector_norm(neurons, dim=-1).clamp(min=1e-7)
+    scales = math.sqrt(min(rows, columns) / max(rows, columns)) / norms
+    equal: Tensor = matrix * (scales[..., None] if rows >= columns else scales[..., None, :])
     return equal
 
 
@@ -231,17 +235,36 @@ def orthogonalize(matrix: Tensor, steps: int, dtype: torch.dtype = torch.bfloat1
     matrix: (rows, columns), or a batch of them. In bf16 an input that differs in its last fp32 bit gives the same
     result or, where one element rounds the other way, one that is 1 % away; in fp32 the difference stays at 1e-6.
     """
-    a, b, c = NEWTON_SCHULZ
-    tall = matrix.shape[-2] > matrix.shape[-1]
-    wide = matrix.mT if tall else matrix
     # Norms by row first: a sum over all elements would depend on the number of threads.
-    norm = torch.linalg.vector_norm(torch.linalg.vector_norm(wide.float(), dim=-1), dim=-1)[..., None, None]
-    x: Tensor = (wide / norm.clamp(min=1e-7)).to(dtype)
+    norm = torch.linalg.vector_norm(torch.linalg.vector_norm(matrix.float(), dim=-1), dim=-1)[..., None, None]
+    x: Tensor = (matrix / norm.clamp(min=1e-7)).to(dtype)
+    together = GRAM_STEPS if max(x.shape[-2:]) >= 2 * min(x.shape[-2:]) else 1
+    for start in range(0, steps, together):
+        x = _newton_schulz(x, min(together, steps - start))
+    return x
+
+
+def _newton_schulz(x: Tensor, steps: int) -> Tensor:
+    """`steps` times x <- (a + b G + c G²) x with G = x xᵀ (of a tall matrix xᵀ x, from the other side).
+
+    Several steps go by G alone, which each step maps to (a + b G + c G²)² G, and multiply x by all factors at the end:
+    of a matrix 2.75 times as wide as high five steps then take three quarters of the FLOPs. All of this commutes.
+    """
+    a, b, c = NEWTON_SCHULZ
+    tall = x.shape[-2] > x.shape[-1]
     add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = add_product(x, add_product(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    gram = x.mT @ x if tall else x @ x.mT
+    update = add_product(gram, gram, gram, beta=b, alpha=c)
+    if steps == 1:
+        return add_product(x, x, update, beta=a) if tall else add_product(x, update, x, beta=a)
+    factor = update.clone()
+    factor.diagonal(dim1=-2, dim2=-1).add_(a)
+    for _ in range(steps - 1):
+        once = add_product(gram, gram, update, beta=a)
+        gram = add_product(once, once, update, beta=a)
+        update = add_product(gram, gram, gram, beta=b, alpha=c)
+        factor = add_product(factor, factor, update, beta=a)
+    return x @ factor if tall else factor @ x
 
 
 def learning_rate_factor(
