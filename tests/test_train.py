@@ -115,14 +115,15 @@ def test_utilisation_is_flops_over_the_peak(tmp_path: Path) -> None:
 
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     whole, parts = Book(), Book()
-    settings = OptimizerSettings(epsilon=1e-4)  # so that gradients of rounding size make updates of rounding size
+    # So that gradients of rounding size make updates of rounding size; a step in bf16 would turn one bit into 1 %.
+    settings = OptimizerSettings(epsilon=1e-4, newton_schulz_precision="fp32")
     a, model_a = trainer(tmp_path / "a", whole, optimizer=settings)
     b, model_b = trainer(tmp_path / "b", parts, optimizer=settings, micro_batch_tokens=WINDOW)
     a.run(), b.run()
     for step in whole.points:
         assert whole.points[step]["loss"] == pytest.approx(parts.points[step]["loss"], rel=1e-5)
     for name, tensor in weights(model_a).items():
-        torch.testing.assert_close(tensor, weights(model_b)[name], atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(tensor, weights(model_b)[name], atol=1e-4, rtol=1e-4)
 
 
 def test_the_first_steps_are_those_of_plain_torch(tmp_path: Path) -> None:
