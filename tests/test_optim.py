@@ -121,7 +121,7 @@ def test_newton_schulz_in_fp32_passes_rounding_on_as_it_is() -> None:
 @pytest.mark.parametrize("decay", [0.0, -4.0])
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 6])
 def test_steps_on_the_gram_matrix_are_those_on_the_matrix(shape: tuple[int, ...], decay: float, steps: int) -> None:
-    """Against the formula of the Muon post in double; bf16 is less than twice as far from it as that formula in bf16."""
+    """Against the formula of the Muon post in double; bf16 is less than twice as far off as that formula is in bf16."""
     stream = torch.Generator().manual_seed(0)
     matrix = torch.randn(shape, generator=stream, dtype=torch.float64)
     left, singular, right = torch.linalg.svd(matrix, full_matrices=False)
