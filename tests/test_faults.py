@@ -33,6 +33,7 @@ from tasks.stage import obtain
 from tasks.store import Store
 from tasks.track import Untracked, open_tracker
 from tasks.track.connection import local_tracking_uri
+from tasks.track.tracker import hold_ledger
 from tests import tiny
 from tests.mechanism_stages import CountConfig, DoubleConfig, count, double
 from tests.track_helpers import ToyRun, client_of, nested_runs, unsent
@@ -160,6 +161,20 @@ def test_locked_tracking_database_costs_nothing_and_is_caught_up_with(
     assert client.get_run(run.record.tracking_run_id).info.status == "FINISHED"
     nested = nested_runs(client, run.record.tracking_run_id)["count"]
     assert [m.step for m in client.get_metric_history(nested.info.run_id, "value")] == list(range(30))
+
+
+@pytest.mark.slow
+def test_a_run_that_is_still_being_delivered_is_left_to_its_own_thread(
+    execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the run no longer waits for MLflow, its thread may still be at it: a second sender would write twice."""
+    monkeypatch.setattr("tasks.track.tracker.FINISH_TIMEOUT_S", 0.2)
+    run = ToyRun(execution, open_tracker(execution))
+    with locked(Path(local_tracking_uri(execution.home).removeprefix("sqlite:///"))):
+        run.call(count, CountConfig(limit=3), "count")
+        run.end()
+        with pytest.raises(BlockingIOError):
+            hold_ledger(Store(execution.home), run.record.run_id).close()
 
 
 class ClockOfYesterday(datetime):

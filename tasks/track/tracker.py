@@ -133,7 +133,6 @@ class MlflowTracker:
         self._ending = True
         self._wake.set()
         self._thread.join(FINISH_TIMEOUT_S)
-        self._lock.close()
         if self._thread.is_alive() or self._failure:
             console.print(
                 f"MLflow at {self._connection.uri} could not be told everything ({self._failure or 'it is slow'}); "
@@ -142,13 +141,14 @@ class MlflowTracker:
             )
 
     def _listen(self) -> None:
-        self._attempt_to_catch_up()
-        while not self._ending:
-            self._wake.wait(LIVE_INTERVAL_S)
-            self._wake.clear()
-            if not self._ending:
-                self._attempt()
-        self._attempt()
+        with self._lock:  # until nothing more can be sent: two that deliver one run at once write its curves twice
+            self._attempt_to_catch_up()
+            while not self._ending:
+                self._wake.wait(LIVE_INTERVAL_S)
+                self._wake.clear()
+                if not self._ending:
+                    self._attempt()
+            self._attempt()
 
     def _attempt_to_catch_up(self) -> None:
         """Earlier runs are nobody's hurry: what fails now is tried by the next run."""
