@@ -3,7 +3,15 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from model.shape import CHUNK_LOGITS, QUERY_BLOCK, ModelConfig, OptimizerName, Precision
+from model.shape import (
+    CHUNK_LOGITS,
+    CHUNK_PROBABILITIES,
+    CHUNK_SUMS,
+    QUERY_BLOCK,
+    ModelConfig,
+    OptimizerName,
+    Precision,
+)
 
 
 def num_parameters(config: ModelConfig) -> int:
@@ -75,7 +83,7 @@ class TrainingShape:
 def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast:
     """Memory of one training step, from the shapes alone; agrees with torch's saved tensors within 3 %.
 
-    int8 counts as bf16, whose activations it keeps, and fp8 too, of which it takes less: a byte where that keeps two.
+    Activations of int8 count as bf16, which it keeps, and those of fp8 too, of which it keeps less: one byte for two.
     """
     parameters = num_parameters(config)
     matrices = config.num_layers * _layer_matrices(config)
@@ -102,7 +110,9 @@ def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast
 
 
 def _chunk_bytes(config: ModelConfig, shape: TrainingShape) -> int:
-    """Logits of a chunk, and what they are turned into: on a GPU another copy, elsewhere fp32."""
+    """Logits of a chunk, and what they become: on a GPU another copy, elsewhere fp32, or INT8 beside its sums."""
+    if shape.precision == "int8":
+        return min(CHUNK_PROBABILITIES, shape.tokens * config.vocab_size) + 4 * CHUNK_SUMS
     narrow = 4 if shape.precision == "fp32" else 2
     logits = min(CHUNK_LOGITS[shape.device], shape.tokens * config.vocab_size)
     return logits * (2 * narrow if shape.device == "cuda" else narrow + 4)

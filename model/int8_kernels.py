@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.jit import fast_helper, fast_kernel
-from model.kernels import F32, GROUP, LOG2E, Bits, Floats, Ints, exp2, highest_of, narrow, widen
+from model.kernels import F32, GROUP, LOG2E, Bits, Floats, Ints, exp2, narrow, widen
 
 Bytes = NDArray[np.int8]
 Sums = NDArray[np.int32]
@@ -16,7 +16,8 @@ Sums = NDArray[np.int32]
 LARGEST = F32(127.0)
 DITHERED = F32(126.99)  # plus less than 1 rounds down to 127 at most
 SMALLEST = F32(1e-30)  # stands for the maximum of zeros
-LEAST = np.uint16(0xFF7F)  # the bits of the most negative bf16
+TILE = 16  # fp32 numbers of a cache line
+LEAST = F32(-3e38)  # stands for the logit of a label that is left out
 
 
 @fast_helper
@@ -29,6 +30,12 @@ def rounded(value: np.float32) -> np.int8:
 def magnitude(value: np.float32) -> np.int32:
     """|value| as an integer that sorts as it does, NaN above infinity: its maximum vectorises and keeps NaN."""
     return np.int32(F32(value).view(np.int32) & np.int32(0x7FFFFFFF))
+
+
+@fast_helper
+def ordered(bits: np.int32) -> np.int32:
+    """What `model.kernels.ordered` is for bf16, for fp32."""
+    return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 
 @fast_kernel
@@ -69,35 +76,45 @@ def quantize_columns(x: Bits, factors: Floats, inverses: Floats, values: Bytes, 
 
 @fast_kernel
 def quantize_softmax(
-    logits: Bits,
+    sums: Sums,
+    row_scales: Floats,
+    column_scales: Floats,
     labels: Ints,
-    norms: Floats,
-    factors: Floats,
     dither: Floats,
     values: Bytes,
-    scales: Floats,
-    missing: Floats,
+    numbers: Floats,
     start: int,
     stop: int,
 ) -> None:
-    """factors * softmax(logits) ≈ values * scales by row, but 0 at the label: missing = 1 - factors * softmax there.
+    """values = DITHERED * exp(logits - highest) by row, 0 at the label, rounded up as often as what is cut is large.
 
-    Values are rounded up as often as what is cut off is large. The label's logit is overwritten.
+    numbers: by row the greatest logit but the label's, log sum exp of all, the label's logit.
     """
-    width = logits.shape[1]
+    width = sums.shape[1]
     windows = len(dither) - width + 1
+    powers = np.empty(width, np.float32)
     for i in range(start, stop):
-        row, to = logits[i], values[i]
-        missing[i] = F32(1.0) - factors[i] * exp2((widen(row[labels[i]]) - norms[i]) * LOG2E)
-        row[labels[i]] = LEAST
-        # The norm is another one in each row and step, as good as chance, and the same when a step is made again.
-        chances = dither[(i * 7919 + magnitude(norms[i])) % windows :]
-        highest = highest_of(row)
-        scales[i] = factors[i] * exp2((highest - norms[i]) * LOG2E) / DITHERED
+        row, to, scale, label = sums[i], values[i], row_scales[i], labels[i]
         for j in range(width):
-            value = DITHERED * exp2((widen(row[j]) - highest) * LOG2E)
-            to[j] = np.int8(np.int32(np.floor(value + chances[j])))
-        to[labels[i]] = 0
+            powers[j] = F32(row[j]) * scale * column_scales[j]
+        at_label = powers[label]
+        powers[label] = LEAST
+        best = ordered(F32(powers[0]).view(np.int32))
+        for j in range(width):
+            best = max(best, ordered(F32(powers[j]).view(np.int32)))
+        top: np.float32 = np.int32(ordered(best)).view(np.float32)
+        total = F32(0.0)
+        for j in range(width):
+            power = exp2((powers[j] - top) * LOG2E)
+            powers[j] = power
+            total += power
+        norm = np.logaddexp(top + np.log(total), at_label)
+        numbers[i, 0], numbers[i, 1], numbers[i, 2] = top, norm, at_label
+        # The norm is another one in each row and step, as good as chance, and the same when a step is made again.
+        chances = dither[(i * 7919 + magnitude(norm)) % windows :]
+        for j in range(width):
+            to[j] = np.int8(np.int32(DITHERED * powers[j] + chances[j]))  # neither is negative
+        to[label] = 0
 
 
 @fast_kernel
@@ -119,7 +136,35 @@ def add_scaled_sums(sums: Sums, column_scales: Floats, out: Floats, start: int, 
 
 
 @fast_kernel
-def subtract_rows(indices: Ints, factors: Floats, rows: Bits, out: Floats) -> None:
+def add_scaled_columns(sums: Sums, row_scales: Floats, out: Floats, start: int, stop: int) -> None:
+    """out[j] += sums[:, j] * row_scales for j in start:stop, by tiles: lines a power of two apart share a cache set."""
+    tile = np.empty((TILE, TILE), np.float32)
+    for left in range(start, stop, TILE):
+        for top in range(0, len(sums), TILE):
+            if left + TILE <= stop and top + TILE <= len(sums):
+                for i in range(TILE):
+                    for j in range(TILE):
+                        tile[j, i] = F32(sums[top + i, left + j]) * row_scales[top + i]
+                for j in range(TILE):
+                    for i in range(TILE):
+                        out[left + j, top + i] += tile[j, i]
+            else:
+                for i in range(top, min(top + TILE, len(sums))):
+                    for j in range(left, min(left + TILE, stop)):
+                        out[j, i] += F32(sums[i, j]) * row_scales[i]
+
+
+@fast_kernel
+def subtract_gathered(out: Bits, factors: Floats, rows: Bits, indices: Ints, start: int, stop: int) -> None:
+    """out[i] -= factors[i] * rows[indices[i]]."""
+    for i in range(start, stop):
+        row, to, factor = rows[indices[i]], out[i], factors[i]
+        for j in range(len(row)):
+            to[j] = narrow(widen(to[j]) - factor * widen(row[j]))
+
+
+@fast_kernel
+def subtract_scattered(indices: Ints, factors: Floats, rows: Bits, out: Floats) -> None:
     """out[indices[i]] -= factors[i] * rows[i], one after the other."""
     for i in range(len(indices)):
         row, to, factor = rows[i], out[indices[i]], factors[i]

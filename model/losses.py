@@ -26,29 +26,27 @@ class Products:
         """weight: (vocab, dim)."""
         self.weight = weight
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """hidden: (positions, dim) -> (positions, vocab)."""
-        return hidden @ self.weight.T
+    def positions(self) -> int:
+        """How many make a chunk."""
+        return _positions(self.weight)
 
-    def add_gradients(
-        self,
-        logits: Tensor,
-        labels: Tensor,
-        norms: Tensor,
-        shrink: Tensor,
-        hidden: Tensor,
-        d_hidden: Tensor | None,
-        d_weight: Tensor | None,
-    ) -> None:
-        """Of shrink * softmax(logits) - onehot(labels): fill d_hidden (positions, dim), add to d_weight (vocab, dim).
+    def walk(
+        self, hidden: Tensor, labels: Tensor, z_loss: float, d_hidden: Tensor | None, d_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """log sum exp of the logits and the label's logit, each (positions,), of a chunk: hidden (positions, dim).
 
-        norms: log sum exp of the logits; it, labels and shrink are (positions,). May overwrite the logits.
+        The gradient of the loss by d_hidden (positions, dim) is written there, that by d_weight (vocab, dim) added.
         """
-        d = fused.softmax_gradient(logits, labels, norms, torch.ones_like(norms), shrink)
+        logits = hidden @ self.weight.T
+        norms, found = fused.log_sum_exp(logits, labels)
+        if d_hidden is None and d_weight is None:
+            return norms, found
+        d = fused.softmax_gradient(logits, labels, norms, torch.ones_like(norms), 1 + 2 * z_loss * norms)
         if d_hidden is not None:
             torch.mm(d, self.weight, out=d_hidden)
         if d_weight is not None:
             d_weight += d.T @ hidden
+        return norms, found
 
 
 def linear_cross_entropy(
@@ -108,8 +106,11 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
-def _chunks(labels: Tensor, vocab_size: int) -> list[slice]:
-    size = max(16, CHUNK_LOGITS[labels.device.type] // vocab_size)
+def _positions(weight: Tensor) -> int:
+    return max(16, CHUNK_LOGITS[weight.device.type] // len(weight))
+
+
+def _chunks(labels: Tensor, size: int) -> list[slice]:
     return [slice(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
 
 
@@ -133,14 +134,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_hidden = torch.empty_like(h) if wants_hidden else None
         d_weight = torch.zeros_like(w, dtype=wide) if wants_weight else None
         head = products(w)
-        for part in _chunks(labels, len(w)):
-            logits = head.logits(h[part])
-            norms, found = fused.log_sum_exp(logits, labels[part])
-            total += (norms - found + z_loss * norms.square()).sum()
-            if d_hidden is None and d_weight is None:
-                continue
+        for part in _chunks(labels, head.positions()):
             d_part = None if d_hidden is None else d_hidden[part]
-            head.add_gradients(logits, labels[part], norms, 1 + 2 * z_loss * norms, h[part], d_part, d_weight)
+            norms, found = head.walk(h[part], labels[part], z_loss, d_part, d_weight)
+            total += (norms - found + z_loss * norms.square()).sum()
         ctx.save_for_backward(d_hidden, d_weight)
         ctx.dtypes = hidden.dtype, weight.dtype
         return total
@@ -162,7 +159,7 @@ class _TokenLogProbs(torch.autograd.Function):
         wide = torch.promote_types(dtype, torch.float32)
         found = torch.empty(len(labels), dtype=wide, device=h.device)
         norms = torch.empty_like(found)
-        for part in _chunks(labels, len(w)):
+        for part in _chunks(labels, _positions(w)):
             norms[part], at_label = fused.log_sum_exp(h[part] @ w.T, labels[part])
             found[part] = at_label - norms[part]
         ctx.save_for_backward(h, w, labels, norms)
@@ -173,7 +170,7 @@ class _TokenLogProbs(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, w, labels, norms = ctx.saved_tensors
         d_hidden, d_weight = torch.empty_like(h), torch.zeros_like(w, dtype=norms.dtype)
-        for part in _chunks(labels, len(w)):
+        for part in _chunks(labels, _positions(w)):
             ones = torch.ones_like(norms[part])
             d = fused.softmax_gradient(h[part] @ w.T, labels[part], norms[part], -grad[part], ones)
             torch.mm(d, w, out=d_hidden[part])

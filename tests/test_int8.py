@@ -9,16 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model import fused, int8
-from model.int8 import (
-    Int8Linear,
-    Int8Products,
-    int8_linear,
-    quantize_columns,
-    quantize_rows,
-    quantize_softmax,
-    use_int8,
-)
+from model import fused, int8_head, int8_matrix
+from model.int8 import Int8Linear, int8_linear, use_int8
+from model.int8_head import Int8Products, quantize_softmax
+from model.int8_kernels import DITHERED
+from model.int8_matrix import add_product, add_transposed_product, has_vnni, product, quantize_columns, quantize_rows
 from model.jit import COMPILED
 from model.losses import linear_cross_entropy, plain_linear_cross_entropy
 from model.objectives import NextToken
@@ -94,17 +89,17 @@ def test_sums_are_exact_where_fp32_would_round(monkeypatch: pytest.MonkeyPatch) 
     a[:, 0] = 2
     expected = 127 * (4999 * 127 + 2)
     assert expected > 2**24 and expected % 2
-    if int8.has_vnni():
-        assert (int8._product(a, b) == expected).all()
-    monkeypatch.setattr(int8, "has_vnni", lambda: False)
-    found = int8._product(a, b)
+    if has_vnni():
+        assert (product(a, b) == expected).all()
+    monkeypatch.setattr(int8_matrix, "has_vnni", lambda: False)
+    found = product(a, b)
     assert (found != expected).all()  # an fp32 there is a multiple of 8
     assert found.float().allclose(torch.tensor(float(expected)), rtol=1e-4)
 
 
 def test_sums_that_int32_cannot_hold() -> None:
     a, b = torch.full((2, 200_001), 127, dtype=torch.int8), torch.full((200_001, 3), -127, dtype=torch.int8)
-    assert int8._product(a, b).allclose(torch.tensor(-127.0 * 127 * 200_001), rtol=1e-4)
+    assert product(a, b).allclose(torch.tensor(-127.0 * 127 * 200_001), rtol=1e-4)
 
 
 @FORMS
@@ -121,27 +116,56 @@ def test_zeros_stay_zeros_and_nan_is_seen(form: fused.Fusion) -> None:
 
 
 @FORMS
-def test_probabilities_are_rounded_without_bias(form: fused.Fusion) -> None:
-    """The mean of 4096 rows, in chunks as the loss takes them: a likely token, and 98 that to the nearest are 0."""
-    logits = torch.zeros(4096, 100).bfloat16()
-    logits[:, 5] = 9.0
-    logits += torch.arange(4096)[:, None] / 4096  # each row at another height, as in life
-    norms = logits.float().logsumexp(1)
-    labels, factors = torch.full((16,), 7), torch.full((16,), 2.0)
+@pytest.mark.parametrize("logits_at_once", [100 * 64, 1 << 20])
+def test_probabilities_are_rounded_without_bias(
+    form: fused.Fusion, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mean of 4096 rows, each at another height, as in life: a likely token, and 98 that to the nearest are 0."""
+    monkeypatch.setattr(int8_head, "LOGITS_AT_ONCE", logits_at_once)
+    places = torch.arange(4096)
+    x = torch.stack((torch.full_like(places, 127), places // 64, places % 64), dim=1).to(torch.int8)
+    weight = torch.tensor([[0, 64, 1]] * 100, dtype=torch.int8)
+    weight[5, 0] = 127
+    x_scales, weight_scales = torch.full((4096,), 9 / 127**2), torch.ones(100)
     with fused.fusion(form):
-        parts = [
-            quantize_softmax(logits[part].clone(), labels, norms[part], factors)
-            for part in (slice(start, start + 16) for start in range(0, 4096, 16))
-        ]
-    mean = torch.cat([values * scales[:, None] for values, scales, _ in parts]).mean(0)
-    expected = 2 * logits.float().softmax(1).mean(0)
-    scale = float(parts[0][1][0])
-    assert expected[0] < scale / 50 and mean[7] == 0
+        values, *numbers = quantize_softmax((x, x_scales), (weight, weight_scales), torch.full((4096,), 7))
+    logits = (x.float() @ weight.float().T) * x_scales[:, None]
+    for number, exact in zip(numbers, (logits[:, 5], logits.logsumexp(1), logits[:, 7]), strict=True):
+        torch.testing.assert_close(number, exact)
+    mean, expected = values.float().mean(0), float(DITHERED) * (logits - logits[:, 5, None]).exp().mean(0)
+    assert expected[0] < 1 / 50 and mean[7] == 0
     others = [j for j in range(100) if j not in (5, 7)]
-    assert ((mean - expected)[others].abs() < 6 * (scale * expected[0] / 4096).sqrt()).all()
+    assert ((mean - expected)[others].abs() < 6 * (expected[0] / 4096).sqrt()).all()
     assert mean[others].mean() == pytest.approx(float(expected[others].mean()), rel=0.03)
     assert mean[5] == pytest.approx(float(expected[5]), rel=0.01)
-    assert torch.cat([missing for *_, missing in parts]).mean() == pytest.approx(1 - float(expected[7]), abs=1e-6)
+
+
+@FORMS
+@pytest.mark.parametrize("size", [1e-30, 1.0, 50.0])
+def test_a_softmax_at_extremes(form: fused.Fusion, size: float) -> None:
+    """A label that has all of the probability or none, logits that are all alike, a vocabulary of two."""
+    hidden, weight = noise(90, 32) * size, noise(2, 32, seed=1)
+    for labels in (torch.zeros(90, dtype=torch.int64), torch.ones(90, dtype=torch.int64)):
+        with fused.fusion(form):
+            x, w = quantize_rows(hidden.bfloat16()), quantize_rows(weight)
+            values, highest, norms, found = quantize_softmax(x, w, labels)
+        logits = ((x[0] * x[1][:, None].double()) @ (w[0] * w[1][:, None].double()).T).float()
+        torch.testing.assert_close(highest, logits.gather(1, 1 - labels[:, None])[:, 0])
+        torch.testing.assert_close(norms, logits.logsumexp(1))
+        torch.testing.assert_close(found, logits.gather(1, labels[:, None])[:, 0])
+        assert (values.gather(1, 1 - labels[:, None]) >= 126).all() and not values.gather(1, labels[:, None]).any()
+
+
+@FORMS
+@pytest.mark.parametrize("shape", [(16, 40, 32), (37, 5, 50), (1, 1, 1), (64, 300, 15)])
+def test_a_transposed_product_is_the_product_of_the_transposed(form: fused.Fusion, shape: tuple[int, int, int]) -> None:
+    m, k, n = shape
+    (a, scales), b = quantize_rows(noise(m, k)), quantize_rows(noise(k, n, seed=1))[0]
+    found, expected = torch.ones(n, m), torch.ones(n, m)
+    with fused.fusion(form):
+        add_transposed_product(found, a, scales, b)
+        add_product(expected, b.T, a.T, scales)
+    torch.testing.assert_close(found, expected)
 
 
 @FORMS
@@ -198,7 +222,7 @@ def test_slices_and_nothing_at_all(form: fused.Fusion) -> None:
         assert linear_cross_entropy(wide[:, :16], head, torch.full((5,), -100), products=Int8Products) == 0
 
 
-@pytest.mark.skipif(not (COMPILED and int8.has_vnni()), reason="sums in fp32 depend on their order")
+@pytest.mark.skipif(not (COMPILED and has_vnni()), reason="sums in fp32 depend on their order")
 def test_bits_do_not_depend_on_threads() -> None:
     model = Transformer(CONFIG)
     use_int8(model)

@@ -1,0 +1,113 @@
+"""Matrices of INT8 with fp32 scales, and products of two of them with exact int32 sums.
+
+Integers add up exactly, in any order and number of threads, as long as no scale stands inside a sum: each operand has
+one for each row of what is summed over.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from model import int8_kernels as kernels
+from model.fused import bits, has_kernels, spread
+from model.kernels import GROUP
+from model.shape import CHUNK_SUMS
+
+MOST_TERMS = 1 << 17  # of 127 * 127 each: 0.98 of the largest int32
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x: (rows, columns), bf16 -> (int8 values, fp32 scales (rows,)) with x ≈ values * scales."""
+    values, scales = empty_like(x), torch.empty(len(x), device=x.device)
+    if has_kernels(x.device):
+        spread(kernels.quantize_rows, len(x), bits(x), values.numpy(), scales.numpy())
+        return values, scales
+    tops = x.float().abs().amax(1).clamp(min=float(kernels.SMALLEST))
+    return _rounded(x.float() * (127 / tops)[:, None]), tops / 127
+
+
+def quantize_columns(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The same with a scale for each column: factors * x ≈ values * scales, factors: (rows,), default 1."""
+    factors = torch.ones(len(x), device=x.device) if factors is None else factors
+    if not has_kernels(x.device):
+        wide = x.float() * factors[:, None]
+        tops = F.pad(wide.abs(), (0, 0, 0, 1)).amax(0).clamp(min=float(kernels.SMALLEST))
+        return _rounded(wide * (127 / tops)), tops / 127
+    groups = -(-len(x) // GROUP)
+    peaks = torch.zeros(max(1, groups), x.shape[1], dtype=torch.int32)
+    spread(kernels.column_peaks, groups, bits(x), factors.numpy(), peaks.numpy(), smallest=1)
+    tops = peaks.amax(0).view(torch.float32).clamp(min=float(kernels.SMALLEST))
+    values = empty_like(x)
+    spread(kernels.quantize_columns, len(x), bits(x), factors.numpy(), (127 / tops).numpy(), values.numpy())
+    return values, tops / 127
+
+
+def scaled_product(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, out: Tensor | None = None) -> Tensor:
+    """a * a_scales by row times b * b_scales by column: (m, k) int8, (k, n) int8 -> (m, n) bf16."""
+    out = torch.empty(len(a), b.shape[1], dtype=torch.bfloat16, device=a.device) if out is None else out
+    for part in slices(len(a), CHUNK_SUMS // b.shape[1]):
+        sums = product(a[part], b)
+        if has_kernels(a.device):
+            scales = a_scales[part].numpy(), b_scales.numpy()
+            spread(kernels.scale_sums, len(sums), sums.numpy(), *scales, bits(out[part]))
+        else:
+            out[part] = sums.float() * a_scales[part, None] * b_scales
+    return out
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor, b_scales: Tensor) -> None:
+    """In place: total += a times b * b_scales by column: (m, k) int8, (k, n) int8, (m, n) fp32."""
+    sums = product(a, b)
+    if has_kernels(a.device):
+        spread(kernels.add_scaled_sums, len(sums), sums.numpy(), b_scales.numpy(), total.numpy())
+    else:
+        total += sums.float() * b_scales
+
+
+def add_transposed_product(total: Tensor, a: Tensor, a_scales: Tensor, b: Tensor) -> None:
+    """In place: total += (a * a_scales by row times b)ᵀ: (m, k) int8, (k, n) int8, (n, m) fp32.
+
+    Where b has the more columns a fifth faster than `add_product` of bᵀ and aᵀ: bᵀ would have to be turned.
+    """
+    sums = product(a, b)
+    if has_kernels(a.device):
+        spread(kernels.add_scaled_columns, sums.shape[1], sums.numpy(), a_scales.numpy(), total.numpy())
+    else:
+        total += (sums * a_scales[:, None]).T
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Sums of products of integers: int32, or fp32 where there are so many terms that int32 could overflow."""
+    if len(b) <= MOST_TERMS:
+        return _sums(a, b)
+    parts = torch.split(a, MOST_TERMS, dim=1), torch.split(b, MOST_TERMS)
+    return torch.stack([_sums(*part).float() for part in zip(*parts)]).sum(0)
+
+
+def _sums(a: Tensor, b: Tensor) -> Tensor:
+    """Without VNNI exact below 2^24, and rounded as fp32 is beyond that."""
+    if a.device.type == "cpu" and has_vnni():
+        return torch._int_mm(a, b)
+    with torch.autocast(a.device.type, enabled=False):
+        return (a.float() @ b.float()).to(torch.int32)
+
+
+@lru_cache(maxsize=1)
+def has_vnni() -> bool:
+    """Whether the CPU multiplies INT8 fast; without, torch's own product is a plain loop, or overflows in 16 bits."""
+    return torch.cpu._is_vnni_supported()
+
+
+def slices(count: int, size: int) -> list[slice]:
+    """0:count in parts of `size`, at least 64."""
+    return [slice(start, start + max(64, size)) for start in range(0, count, max(64, size))]
+
+
+def _rounded(x: Tensor) -> Tensor:
+    return (x + 0.5).floor().to(torch.int8)
+
+
+def empty_like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=torch.int8, device=x.device)
