@@ -8,7 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.jit import fast_helper, fast_kernel
-from model.kernels import F32, GROUP, LOG2E, Bits, Floats, Ints, exp2, narrow, widen
+from model.kernels import (
+    F32,
+    GROUP,
+    LOG2E,
+    Bits,
+    Floats,
+    Ints,
+    exp2,
+    narrow,
+    swiglu_backward_row,
+    swiglu_row,
+    widen,
+)
 
 Bytes = NDArray[np.int8]
 Sums = NDArray[np.int32]
@@ -42,16 +54,21 @@ def ordered(bits: np.int32) -> np.int32:
 def quantize_rows(x: Bits, values: Bytes, scales: Floats, start: int, stop: int) -> None:
     """x ≈ values * scales, one scale for each row."""
     for i in range(start, stop):
-        row, to = x[i], values[i]
-        peak = np.int32(0)
-        for j in range(len(row)):
-            peak = max(peak, np.int32(row[j] & np.uint16(0x7FFF)))
-        top = widen(np.uint16(peak))
-        top = SMALLEST if top < SMALLEST else top
-        scales[i] = top / LARGEST
-        inverse = LARGEST / top
-        for j in range(len(row)):
-            to[j] = rounded(widen(row[j]) * inverse)
+        scales[i] = quantize_row(x[i], values[i])
+
+
+@fast_helper
+def quantize_row(row: Bits, to: Bytes) -> np.float32:
+    """row ≈ to * the scale returned."""
+    peak = np.int32(0)
+    for j in range(len(row)):
+        peak = max(peak, np.int32(row[j] & np.uint16(0x7FFF)))
+    top = widen(np.uint16(peak))
+    top = SMALLEST if top < SMALLEST else top
+    inverse = LARGEST / top
+    for j in range(len(row)):
+        to[j] = rounded(widen(row[j]) * inverse)
+    return F32(top / LARGEST)
 
 
 @fast_kernel
@@ -121,18 +138,61 @@ def quantize_softmax(
 def scale_sums(sums: Sums, row_scales: Floats, column_scales: Floats, out: Bits, start: int, stop: int) -> None:
     """out = sums * row_scales * column_scales."""
     for i in range(start, stop):
-        row, to, scale = sums[i], out[i], row_scales[i]
-        for j in range(len(row)):
-            to[j] = narrow(F32(row[j]) * scale * column_scales[j])
+        scale_row(sums[i], row_scales[i], column_scales, out[i])
+
+
+@fast_helper
+def scale_row(sums: Sums, scale: np.float32, column_scales: Floats, to: Bits) -> None:
+    for j in range(len(sums)):
+        to[j] = narrow(F32(sums[j]) * scale * column_scales[j])
 
 
 @fast_kernel
-def add_scaled_sums(sums: Sums, column_scales: Floats, out: Floats, start: int, stop: int) -> None:
-    """out += sums * column_scales."""
+def swiglu_of_sums(
+    sums: Sums,
+    row_scales: Floats,
+    column_scales: Floats,
+    x: Bits,
+    out: Bits,
+    values: Bytes,
+    scales: Floats,
+    start: int,
+    stop: int,
+) -> None:
+    """`scale_sums` to x, `swiglu` of that to out, `quantize_rows` of that, a row after the other."""
+    for i in range(start, stop):
+        scale_row(sums[i], row_scales[i], column_scales, x[i])
+        swiglu_row(x[i], out[i])
+        scales[i] = quantize_row(out[i], values[i])
+
+
+@fast_kernel
+def swiglu_backward_of_sums(
+    sums: Sums,
+    row_scales: Floats,
+    column_scales: Floats,
+    x: Bits,
+    values: Bytes,
+    scales: Floats,
+    start: int,
+    stop: int,
+) -> None:
+    """`scale_sums`, `swiglu_backward` of that at x, `quantize_rows` of that, a row after the other."""
+    d_out = np.empty(sums.shape[1], np.uint16)
+    d_x = np.empty(x.shape[1], np.uint16)
+    for i in range(start, stop):
+        scale_row(sums[i], row_scales[i], column_scales, d_out)
+        swiglu_backward_row(d_out, x[i], d_x)
+        scales[i] = quantize_row(d_x, values[i])
+
+
+@fast_kernel
+def scale_columns(sums: Sums, column_scales: Floats, out: Floats, start: int, stop: int) -> None:
+    """out = sums * column_scales."""
     for i in range(start, stop):
         row, to = sums[i], out[i]
         for j in range(len(row)):
-            to[j] += F32(row[j]) * column_scales[j]
+            to[j] = F32(row[j]) * column_scales[j]
 
 
 @fast_kernel

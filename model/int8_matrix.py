@@ -4,10 +4,13 @@ Integers add up exactly, in any order and number of threads, as long as no scale
 one for each row of what is summed over.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model import int8_kernels as kernels
@@ -47,29 +50,45 @@ def quantize_columns(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, 
 def scaled_product(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, out: Tensor | None = None) -> Tensor:
     """a * a_scales by row times b * b_scales by column: (m, k) int8, (k, n) int8 -> (m, n) bf16."""
     out = torch.empty(len(a), b.shape[1], dtype=torch.bfloat16, device=a.device) if out is None else out
+    if has_kernels(a.device):
+        pass_product(kernels.scale_sums, a, a_scales, b, b_scales, bits(out))
+        return out
     for part in slices(len(a), CHUNK_SUMS // b.shape[1]):
-        sums = product(a[part], b)
-        if has_kernels(a.device):
-            scales = a_scales[part].numpy(), b_scales.numpy()
-            spread(kernels.scale_sums, len(sums), sums.numpy(), *scales, bits(out[part]))
-        else:
-            out[part] = sums.float() * a_scales[part, None] * b_scales
+        out[part] = product(a[part], b).float() * a_scales[part, None] * b_scales
     return out
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor, b_scales: Tensor) -> None:
-    """In place: total += a times b * b_scales by column: (m, k) int8, (k, n) int8, (m, n) fp32."""
-    sums = product(a, b)
-    if has_kernels(a.device):
-        spread(kernels.add_scaled_sums, len(sums), sums.numpy(), b_scales.numpy(), total.numpy())
-    else:
-        total += sums.float() * b_scales
+def pass_product(
+    kernel: Callable[..., None], a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, *outputs: NDArray[Any]
+) -> None:
+    """kernel(sums, a_scales, b_scales, *outputs, start, stop) with the sums of a times b, a part of the rows at a time.
+
+    Rows of all but b_scales belong together.
+    """
+    for part in slices(len(a), CHUNK_SUMS // b.shape[1]):
+        sums = product(a[part], b)
+        scales = a_scales[part].numpy(), b_scales.numpy()
+        spread(kernel, len(sums), sums.numpy(), *scales, *(output[part] for output in outputs))
+
+
+def weight_gradient(g: Tensor, g_scales: Tensor, x: Tensor) -> Tensor:
+    """(g * g_scales by row)ᵀ x in INT8: (rows, m) int8, (rows, n) bf16 -> (m, n) fp32.
+
+    It sums over rows, so their scales go into x before that gets one scale a column.
+    """
+    values, scales = quantize_columns(x, g_scales)
+    sums = product(g.T, values)
+    if not has_kernels(x.device):
+        return sums * scales
+    out = torch.empty(sums.shape)
+    spread(kernels.scale_columns, len(sums), sums.numpy(), scales.numpy(), out.numpy())
+    return out
 
 
 def add_transposed_product(total: Tensor, a: Tensor, a_scales: Tensor, b: Tensor) -> None:
     """In place: total += (a * a_scales by row times b)ᵀ: (m, k) int8, (k, n) int8, (n, m) fp32.
 
-    Where b has the more columns a fifth faster than `add_product` of bᵀ and aᵀ: bᵀ would have to be turned.
+    Where b has the more columns a fifth faster than bᵀ times aᵀ, for which it would have to be turned.
     """
     sums = product(a, b)
     if has_kernels(a.device):

@@ -245,26 +245,34 @@ def norm_head_backward(row: Bits, weight: Floats, eps: float, g: Floats, to: Bit
 @fast_kernel
 def swiglu(x: Bits, out: Bits, start: int, stop: int) -> None:
     """out = silu(gate) * up, where a row of x is gate followed by up."""
-    width = out.shape[1]
     for i in range(start, stop):
-        row, to = x[i], out[i]
-        for j in range(width):
-            gate = widen(row[j])
-            to[j] = narrow(gate * sigmoid(gate) * widen(row[j + width]))
+        swiglu_row(x[i], out[i])
+
+
+@fast_helper
+def swiglu_row(row: Bits, to: Bits) -> None:
+    width = len(to)
+    for j in range(width):
+        gate = widen(row[j])
+        to[j] = narrow(gate * sigmoid(gate) * widen(row[j + width]))
 
 
 @fast_kernel
 def swiglu_backward(d_out: Bits, x: Bits, d_x: Bits, start: int, stop: int) -> None:
     """Gradient of `swiglu`; silu' = s + silu * (1 - s)."""
-    width = d_out.shape[1]
     for i in range(start, stop):
-        row, d, to = x[i], d_out[i], d_x[i]
-        for j in range(width):
-            gate, up, g = widen(row[j]), widen(row[j + width]), widen(d[j])
-            s = sigmoid(gate)
-            silu = gate * s
-            to[j] = narrow(g * up * (s + silu * (F32(1.0) - s)))
-            to[j + width] = narrow(g * silu)
+        swiglu_backward_row(d_out[i], x[i], d_x[i])
+
+
+@fast_helper
+def swiglu_backward_row(d: Bits, row: Bits, to: Bits) -> None:
+    width = len(d)
+    for j in range(width):
+        gate, up, g = widen(row[j]), widen(row[j + width]), widen(d[j])
+        s = sigmoid(gate)
+        silu = gate * s
+        to[j] = narrow(g * up * (s + silu * (F32(1.0) - s)))
+        to[j + width] = narrow(g * silu)
 
 
 @fast_kernel

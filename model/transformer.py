@@ -94,7 +94,7 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))` (arXiv:2002.05202)."""
 
-    product = staticmethod(fused.joint_linear)  # as Attention's
+    whole: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None  # in training, of x and the three weights
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -105,8 +105,9 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x: (batch, seq, hidden) -> the same shape."""
         if fused.applies(x, self.gate_proj.weight):
-            product = self.product if self.training else fused.joint_linear
-            inner = fused.swiglu(product(x, self.gate_proj.weight, self.up_proj.weight))
+            if self.training and self.whole:
+                return self.whole(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+            inner = fused.swiglu(fused.joint_linear(x, self.gate_proj.weight, self.up_proj.weight))
         else:
             inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
         out: Tensor = self.down_proj(inner)

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from model import fused, int8_head, int8_matrix
-from model.int8 import Int8Linear, int8_linear, use_int8
+from model.int8 import Int8Linear, int8_linear, int8_mlp, use_int8
 from model.int8_head import Int8Products, quantize_softmax
 from model.int8_kernels import DITHERED
-from model.int8_matrix import add_product, add_transposed_product, has_vnni, product, quantize_columns, quantize_rows
+from model.int8_matrix import add_transposed_product, has_vnni, product, quantize_columns, quantize_rows
 from model.jit import COMPILED
 from model.losses import linear_cross_entropy, plain_linear_cross_entropy
 from model.objectives import NextToken
@@ -158,14 +158,28 @@ def test_a_softmax_at_extremes(form: fused.Fusion, size: float) -> None:
 
 @FORMS
 @pytest.mark.parametrize("shape", [(16, 40, 32), (37, 5, 50), (1, 1, 1), (64, 300, 15)])
-def test_a_transposed_product_is_the_product_of_the_transposed(form: fused.Fusion, shape: tuple[int, int, int]) -> None:
+def test_a_transposed_product_is_added(form: fused.Fusion, shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     (a, scales), b = quantize_rows(noise(m, k)), quantize_rows(noise(k, n, seed=1))[0]
-    found, expected = torch.ones(n, m), torch.ones(n, m)
+    found = torch.ones(n, m)
     with fused.fusion(form):
         add_transposed_product(found, a, scales, b)
-        add_product(expected, b.T, a.T, scales)
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, 1 + (a.float() @ b.float()).T * scales)
+
+
+@pytest.mark.skipif(not COMPILED, reason="it is made of kernels")
+@pytest.mark.parametrize("rows", [1, 37, 700])
+@pytest.mark.parametrize("sums_at_once", [64 * 112, 1 << 20])
+def test_an_mlp_at_once_is_the_mlp_in_steps(rows: int, sums_at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(int8_matrix, "CHUNK_SUMS", sums_at_once)
+    gate, up, down = (nn.Parameter(noise(*shape, seed=seed).float() / 7)
+                      for seed, shape in enumerate([(56, 48), (56, 48), (48, 56)]))  # fmt: skip
+    x, grad = noise(2, rows, 48, seed=3).requires_grad_(), noise(2, rows, 48, seed=4)
+    at_once = int8_mlp(x, gate, up, down)
+    in_steps = int8_linear(fused.swiglu(int8_linear(x, gate, up)), down)
+    assert torch.equal(at_once, in_steps)
+    gradients = (torch.autograd.grad(out, (x, gate, up, down), grad) for out in (at_once, in_steps))
+    assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
 
 
 @FORMS
