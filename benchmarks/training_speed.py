@@ -194,6 +194,7 @@ def share_of_peak(scale: Scale) -> list[Figure]:
 PARTS_OF_A_STEP = (
     ("matrix products", ("aten::mm", "aten::addmm", "aten::_int_mm")),
     ("INT8 and back", ("_Int8Linear",)),
+    ("INT8, SwiGLU and back", ("_Int8MLP",)),
     ("products of attention", ("aten::bmm", "aten::baddbmm")),
     ("softmax of attention", ("_BlockAttention",)),
     ("SwiGLU", ("_SwiGLU",)),
@@ -202,16 +203,24 @@ PARTS_OF_A_STEP = (
     ("loss on logits", ("_LinearCrossEntropy",)),
     ("casts and copies", ("aten::copy_",)),
 )
+PARTS_OF_AN_UPDATE = (
+    ("matrix products", ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")),
+    ("casts and copies", ("aten::copy_",)),
+)
 
 
 def print_profile(scale: Scale, ours: Ours, parts: list[dict[str, Tensor]]) -> None:
     """Where the time of a step goes, by torch's profiler; the profiler itself adds a few per cent."""
     rows: list[tuple[str, float]] = []
-    for phase, work in (("", lambda: accumulate(ours, parts)), ("optimizer: ", ours.parallel.step)):
+    phases = (
+        ("", PARTS_OF_A_STEP, lambda: accumulate(ours, parts)),
+        ("optimizer: ", PARTS_OF_AN_UPDATE, ours.parallel.step),
+    )
+    for phase, names, work in phases:
         with profile(activities=[ProfilerActivity.CPU]) as profiler:
             work()
         own = {event.key: event.self_cpu_time_total / 1e6 for event in profiler.key_averages()}
-        for name, keys in PARTS_OF_A_STEP:
+        for name, keys in names:
             spent = sum(seconds for key, seconds in own.items() if key.removesuffix("Backward") in keys)
             if spent:
                 rows.append((phase + name, spent))

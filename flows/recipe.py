@@ -106,7 +106,7 @@ def scale_by_depth(depth: int) -> dict[str, Any]:
             "num_kv_heads": num_heads // 2 if num_heads % 2 == 0 else num_heads,
             "intermediate_size": 64 * round(hidden_size * 8 / 3 / 64),
             "embedding_learning_rate": 0.1 * width_scale,
-            "head_learning_rate": 0.004 * width_scale,
+            "head_learning_rate": 0.008 * width_scale,
             "train_tokens": 20 * block_parameters,
             "batch_tokens": 4096 * 2 ** max(0, round(1.1 * (depth - 4) / 2)) if depth < 16 else 524_288,
         }

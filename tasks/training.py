@@ -46,7 +46,7 @@ class TrainingConfig(StageConfig):
     )
     learning_rate: float = Field(3e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
     embedding_learning_rate: float = Field(0.1, gt=0, le=10, description="Peak learning rate of the input embedding.")
-    head_learning_rate: float = Field(4e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
+    head_learning_rate: float = Field(8e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of the matrices.")
     schedule: Literal["wsd", "cosine", "linear"] = Field("wsd", description="Course of the learning rate.")
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises.")
