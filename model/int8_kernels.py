@@ -143,6 +143,7 @@ def scale_sums(sums: Sums, row_scales: Floats, column_scales: Floats, out: Bits,
 
 @fast_helper
 def scale_row(sums: Sums, scale: np.float32, column_scales: Floats, to: Bits) -> None:
+    """to = sums * scale * column_scales of one row."""
     for j in range(len(sums)):
         to[j] = narrow(F32(sums[j]) * scale * column_scales[j])
 

@@ -251,6 +251,7 @@ def swiglu(x: Bits, out: Bits, start: int, stop: int) -> None:
 
 @fast_helper
 def swiglu_row(row: Bits, to: Bits) -> None:
+    """to = silu(gate) * up of one row."""
     width = len(to)
     for j in range(width):
         gate = widen(row[j])
@@ -266,6 +267,7 @@ def swiglu_backward(d_out: Bits, x: Bits, d_x: Bits, start: int, stop: int) -> N
 
 @fast_helper
 def swiglu_backward_row(d: Bits, row: Bits, to: Bits) -> None:
+    """to = d times the derivative of `swiglu_row` at row."""
     width = len(d)
     for j in range(width):
         gate, up, g = widen(row[j]), widen(row[j + width]), widen(d[j])
