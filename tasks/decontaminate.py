@@ -182,7 +182,8 @@ def decontaminate(
             writer.write_table(overlaps)
             totals.update(verdict["reason"].to_pylist())
             overlapping.update((row["benchmark"], row["item"]) for row in overlaps.to_pylist())
-    items = set(zip(benchmark["benchmark"].to_pylist(), benchmark["item"].to_pylist()))
+    # Without duplicates, in their order: that of a set would be another in each process.
+    items = dict.fromkeys(zip(benchmark["benchmark"].to_pylist(), benchmark["item"].to_pylist()))
     overlapping_by_name = Counter(name for name, _ in overlapping)
     for name, total in Counter(name for name, _ in items).items():
         run.metric(f"items/{name}", total)

@@ -84,6 +84,8 @@ def test_benchmark_files_are_protected_whatever_their_fields_are(tmp_path: Path)
     assert (metrics["items/quiz"], metrics["items_overlapping/quiz"]) == (2, 1)
     assert (metrics["items/story"], metrics["items_overlapping/story"]) == (1, 1)
     assert metrics["items_overlapping/conversations"] == 0
+    named = [name for name in metrics if name.startswith("items/")]
+    assert named == ["items/conversations", "items/quiz", "items/story"]
 
 
 def test_a_benchmark_that_cannot_be_read_stops_the_run(tmp_path: Path) -> None:
