@@ -3,8 +3,13 @@
 import json
 import os
 import pickle
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +28,33 @@ class Divergence:
     grad_norm: float
 
 
+@contextmanager
+def interrupts_deferred() -> Iterator[None]:
+    """Let SIGINT and SIGTERM wait until the block has ended, wherever their handlers are Python's.
+
+    Their exceptions must not be raised in torch.save: its C++ writes through a Python stream and ends the process with
+    "terminate called after throwing an instance of 'pybind11::error_already_set'".
+    """
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    deferred = {number: handler for number, handler in handlers.items() if callable(handler)}
+    if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted
+        deferred = {}
+    arrived: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        arrived.append(number)
+
+    try:
+        for number in deferred:
+            signal.signal(number, remember)
+        yield
+    finally:
+        for number, handler in deferred.items():
+            signal.signal(number, handler)
+        if arrived:
+            signal.raise_signal(arrived[0])
+
+
 class Checkpoints:
     """The checkpoints of one training job, in one folder that only the first process writes."""
 
@@ -31,7 +63,14 @@ class Checkpoints:
         folder.mkdir(parents=True, exist_ok=True)
 
     def save(self, step: int, state: dict[str, Any]) -> None:
-        """Keep `state` (nested dicts, lists, numbers, tensors) as the checkpoint before `step`."""
+        """Keep `state` (nested dicts, lists, numbers, tensors) as the checkpoint before `step`.
+
+        Where an interrupt arrives meanwhile, it is raised once the checkpoint is whole.
+        """
+        with interrupts_deferred():
+            self._save(step, state)
+
+    def _save(self, step: int, state: dict[str, Any]) -> None:
         path = self._path(step)
         aside = path.with_suffix(".partial")
         with aside.open("wb") as stream:

@@ -1,5 +1,7 @@
 """Checkpoints: what was saved comes back, old ones go, and a damaged one is not the end."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -32,6 +34,42 @@ def test_half_a_checkpoint_is_none_and_a_damaged_one_is_passed_over(tmp_path: Pa
     (tmp_path / "step000000002.pt").write_bytes(b"not a checkpoint")
     state = checkpoints.load()
     assert state is not None and state["step"] == 1
+
+
+INTERRUPTED = """
+import os, signal, sys, threading, time
+from pathlib import Path
+import torch
+from model.checkpoint import Checkpoints
+
+folder = Path(sys.argv[1])
+checkpoints = Checkpoints(folder)
+state = {str(n): torch.zeros(1 << 16) for n in range(20)}
+started = time.perf_counter()
+checkpoints.save(0, state)
+seconds = time.perf_counter() - started
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+interrupts = 0
+for step in range(1, 41):
+    number = (signal.SIGINT, signal.SIGTERM)[step % 2]
+    timer = threading.Timer(seconds * step / 40, os.kill, (os.getpid(), number))
+    try:
+        timer.start()
+        checkpoints.save(step, state)
+        timer.join()
+        time.sleep(1)
+    except KeyboardInterrupt:
+        interrupts += 1
+    timer.join()
+    assert not list(folder.glob("*.partial")), step
+    assert checkpoints.load().keys() == state.keys(), step
+assert interrupts == 40, interrupts
+"""
+
+
+def test_an_interrupt_waits_until_the_checkpoint_is_whole(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path) -> None:

@@ -282,7 +282,8 @@ def test_sigterm_leaves_a_checkpoint_and_a_closed_record(recipe: Recipe, tmp_pat
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
     printed, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "goes on from the last checkpoint" in " ".join(printed.split())
+    assert process.returncode == 130, printed[-3000:]
+    assert "goes on from the last checkpoint" in " ".join(printed.split())
     assert find_run(Store(home)).status == "cancelled"
     resumed = execute(longer, execution, Untracked(), body=pretrain_only).stage("pretrain")
     other = execution.model_copy(update={"home": tmp_path / "other"})
