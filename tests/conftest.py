@@ -22,11 +22,28 @@ os.environ.update(
 
 from tasks.execution import Execution
 
+LONGEST_FILES = (
+    "test_browser", "test_up", "test_continuous", "test_pretrain", "test_strategies", "test_end_to_end",
+    "test_ray_launcher", "test_backfill", "test_track", "test_remote_servers", "test_jit",
+)  # fmt: skip
+
 
 @pytest.fixture
 def execution(tmp_path: Path) -> Execution:
     """A fresh home folder, one worker, one thread."""
     return Execution(home=tmp_path / "home", workers=1, threads=1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores, since a quarter of the suite's time is waiting: for servers, schedules, heartbeats."""
+    return (os.cpu_count() or 1) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of minutes first, so that no worker is left with one at the end."""
+    place = {name: number for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
 
 
 def require_module(name: str) -> ModuleType:
