@@ -41,7 +41,7 @@ ABLATIONS = (
     "matrix_learning_rate=0.01", "matrix_learning_rate=0.04", "max_grad_norm=0", "embedding_learning_rate=0.01",
     "head_learning_rate=0.004", "head_learning_rate=0.016", "num_layers=3", "num_layers=6",
     "hidden_size=320 num_heads=5 num_kv_heads=5",
-    "z_loss=1e-4", "num_kv_heads=4", "weight_decay=0.1",
+    "z_loss=1e-4", "num_kv_heads=4", "weight_decay=0.1", "momentum=0.85", "momentum=0.95",
 )  # fmt: skip
 
 

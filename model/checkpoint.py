@@ -35,10 +35,9 @@ def interrupts_deferred() -> Iterator[None]:
     Their exceptions must not be raised in torch.save: its C++ writes through a Python stream and ends the process with
     "terminate called after throwing an instance of 'pybind11::error_already_set'".
     """
+    interruptible = threading.current_thread() is threading.main_thread()  # Python interrupts no other
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    deferred = {number: handler for number, handler in handlers.items() if callable(handler)}
-    if threading.current_thread() is not threading.main_thread():  # only the main thread is ever interrupted
-        deferred = {}
+    deferred = {number: handler for number, handler in handlers.items() if interruptible and callable(handler)}
     arrived: list[int] = []
 
     def remember(number: int, frame: FrameType | None) -> None:

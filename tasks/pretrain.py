@@ -99,6 +99,7 @@ class PretrainConfig(TrainingConfig):
     train_tokens: int = Field(0, ge=0, description="Tokens to train on; 0: as many as epochs say.")
     epochs: float = Field(1.0, gt=0, le=1000, description="How often each token is read, unless steps or tokens say.")
     document_attention: bool = Field(True, description="Whether attention stops at the borders of documents.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the matrices under NorMuon or Muon.")
     z_loss: float = Field(0.0, ge=0, le=1, description="Weight of the squared log-normaliser in the loss.")
     validation_tokens: int = Field(200_000, ge=1, description="The most validation tokens to measure on.")
 

@@ -47,6 +47,7 @@ class TrainingConfig(StageConfig):
     learning_rate: float = Field(3e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
     embedding_learning_rate: float = Field(0.1, gt=0, le=10, description="Peak learning rate of the input embedding.")
     head_learning_rate: float = Field(8e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
+    momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of the matrices under NorMuon or Muon.")
     weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of the matrices.")
     schedule: Literal["wsd", "cosine", "linear"] = Field("wsd", description="Course of the learning rate.")
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises.")
@@ -106,6 +107,7 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
         embedding_learning_rate=cfg.embedding_learning_rate,
         head_learning_rate=cfg.head_learning_rate,
         weight_decay=cfg.weight_decay,
+        momentum=cfg.momentum,
         newton_schulz_precision="fp32" if cfg.precision == "fp32" else "bf16",
     )
     placement = Placement(
