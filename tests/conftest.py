@@ -22,9 +22,11 @@ os.environ.update(
 
 from tasks.execution import Execution
 
+# Those that wait for servers and those that compute by turns: on two cores three of the former at once took twice their
+# time and lost two tests.
 LONGEST_FILES = (
-    "test_browser", "test_up", "test_continuous", "test_pretrain", "test_strategies", "test_end_to_end",
-    "test_ray_launcher", "test_backfill", "test_track", "test_remote_servers", "test_jit",
+    "test_browser", "test_pretrain", "test_end_to_end", "test_strategies", "test_up", "test_ray_launcher",
+    "test_continuous", "test_jit", "test_backfill", "test_track", "test_remote_servers",
 )  # fmt: skip
 
 
@@ -32,12 +34,6 @@ LONGEST_FILES = (
 def execution(tmp_path: Path) -> Execution:
     """A fresh home folder, one worker, one thread."""
     return Execution(home=tmp_path / "home", workers=1, threads=1)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than cores, since a quarter of the suite's time is waiting: for servers, schedules, heartbeats."""
-    return (os.cpu_count() or 1) + 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
