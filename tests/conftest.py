@@ -3,6 +3,7 @@
 import importlib
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
@@ -22,13 +23,6 @@ os.environ.update(
 
 from tasks.execution import Execution
 
-# Those that wait for servers and those that compute by turns: on two cores three of the former at once took twice their
-# time and lost two tests.
-LONGEST_FILES = (
-    "test_browser", "test_pretrain", "test_end_to_end", "test_strategies", "test_up", "test_ray_launcher",
-    "test_continuous", "test_jit", "test_backfill", "test_track", "test_remote_servers",
-)  # fmt: skip
-
 
 @pytest.fixture
 def execution(tmp_path: Path) -> Execution:
@@ -37,9 +31,9 @@ def execution(tmp_path: Path) -> Execution:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files of minutes first, so that no worker is left with one at the end."""
-    place = {name: number for number, name in enumerate(LONGEST_FILES)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+    """Files with many tests first, which is xdist's own order, but a single test of three minutes not at the end."""
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: -tests[item.path] if item.path.stem != "test_continuous" else -14)
 
 
 def require_module(name: str) -> ModuleType:
