@@ -48,7 +48,8 @@ state = {str(n): torch.zeros(1 << 16) for n in range(20)}
 started = time.perf_counter()
 checkpoints.save(0, state)
 seconds = time.perf_counter() - started
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+for number in (signal.SIGINT, signal.SIGTERM):  # what a shell starts in the background ignores SIGINT
+    signal.signal(number, signal.default_int_handler)
 interrupts = 0
 for step in range(1, 41):
     number = (signal.SIGINT, signal.SIGTERM)[step % 2]
