@@ -10,8 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,14 +18,10 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from model.objectives import NextToken
-from model.transformer import Transformer
 from tasks.execution import Execution
-from tasks.pretrain import PretrainConfig, model_shape, pretrain, step_plan, text_batches
+from tasks.pretrain import PretrainConfig, pretrain, step_plan, text_batches
 from tasks.stage import Artifact, Outcome, curve_path, obtain
 from tasks.store import Store
-from tasks.training import place_objective
-from tasks.training_run import TrainingRun
 from tests.conftest import require_module, require_program
 from tests.training_helpers import (
     VOCAB_SIZE,
@@ -44,21 +39,6 @@ STARTED_S = 600.0  # a hang, not slowness: two cores may be busy with other test
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     return make_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-def test_rates_momentum_and_decay_reach_the_optimizer() -> None:
-    settings = {
-        "matrix_learning_rate": 0.011, "learning_rate": 0.012, "embedding_learning_rate": 0.013,
-        "head_learning_rate": 0.014, "momentum": 0.75, "weight_decay": 0.15,
-    }  # fmt: skip
-    cfg = tiny_pretrain(**settings)
-    run = cast(TrainingRun, SimpleNamespace(execution=Execution(device="cpu", threads=1)))
-    parallel = place_objective(run, cfg, NextToken(Transformer(model_shape(cfg, VOCAB_SIZE))))
-    groups = {group["name"]: group for group in parallel.optimizer.param_groups}
-    assert {name: group["lr"] for name, group in groups.items()} == {
-        "matrix": 0.011, "vector": 0.012, "embedding": 0.013, "head": 0.014,
-    }  # fmt: skip
-    assert (groups["matrix"]["momentum"], groups["matrix"]["weight_decay"]) == (0.75, 0.15)
 
 
 def curve_file(outcome: Outcome, execution: Execution) -> Path:
