@@ -26,6 +26,14 @@ def test_depth_sets_the_shape_and_each_part_can_be_overridden() -> None:
     assert recipe.pretrain.intermediate_size == scale_by_depth(8)["pretrain"]["intermediate_size"]
 
 
+def test_momentum_follows_the_tokens_of_a_step() -> None:
+    """0.9 was better at 4,096 tokens a step (docs/LOG.md); every recipe for a GPU takes 65,536 or more."""
+    values = {name: load_plan(name).recipe.pretrain.momentum for name in preset_names()}
+    assert values == {"demo": 0.9, "laptop": 0.9, "gpu-1": 0.95, "node-8": 0.95, "fineweb-edu": 0.95}
+    assert load_plan("demo", ["depth=16"]).recipe.pretrain.momentum == 0.95
+    assert load_plan("demo", ["depth=16", "pretrain.momentum=0.8"]).recipe.pretrain.momentum == 0.8
+
+
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 7, 12, 28])
 def test_every_depth_is_a_valid_recipe(depth: int) -> None:
     pretrain = load_plan("demo", [f"depth={depth}"]).recipe.pretrain
