@@ -8,6 +8,7 @@ from typing import Any, Literal
 from rich.table import Table
 
 from flows.champion import incumbent_of
+from flows.check import check_training
 from flows.forecast import Forecast, forecast, total, work_of
 from flows.graph import pipeline
 from flows.recipe import Recipe
@@ -118,7 +119,12 @@ def _config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: 
 
 
 def make_plan(recipe: Recipe, execution: Execution) -> list[PlanRow]:
-    """One row per stage call, in order; builds nothing."""
+    """One row per stage call, in order; builds nothing.
+
+    Raises:
+        ValueError: a source does not exist, or training cannot run as asked.
+    """
+    check_training(recipe, execution)
     planner = Planner(execution)
     pipeline(recipe, resolve_sources(recipe, execution), incumbent_of(planner.store, recipe.name), planner)
     return planner.rows

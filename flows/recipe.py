@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from tasks.conversations import ConversationsConfig
 from tasks.decontaminate import DecontaminateConfig
@@ -72,6 +72,16 @@ class Recipe(BaseModel):
     fp4: QuantizeConfig = Field(QuantizeConfig(format="nvfp4"), description="Store weights in 4 bits.")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Measure each model.")
     gate: GateConfig = Field(GateConfig(), description="Decide whether the new model replaces the champion.")
+
+    @model_validator(mode="after")
+    def _rows_fit_the_model(self) -> "Recipe":
+        for name, length in (("sft", self.sft.sequence_length), ("dpo", self.dpo.sequence_length)):
+            if length > self.pretrain.context_length:
+                raise ValueError(
+                    f"{name}.sequence_length is {length}, but the model reads at most {self.pretrain.context_length} "
+                    "tokens (pretrain.context_length): use shorter rows, or pretrain with a longer context"
+                )
+        return self
 
 
 @dataclass(frozen=True)
@@ -194,7 +204,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], preset: str) -> str:
             text = issue["msg"].removeprefix("Value error, ")
             # A whole section does not fit together: the message names its fields.
             found = name if isinstance(issue["input"], Mapping) else f"{name} = {issue['input']!r}"
-            lines.append(f"{found or 'execution'}: {text[0].lower()}{text[1:]}. {_describe(kind, name)}")
+            lines.append(f"{found or kind.__name__.lower()}: {text[0].lower()}{text[1:]}. {_describe(kind, name)}")
     return f"The recipe {preset} cannot be used. " + " ".join(lines)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Literal
 
 from flows.champion import find_start, incumbent_of, promote, role_of
+from flows.check import check_training
 from flows.graph import Prepared, Products, Sources, prepare, train
 from flows.recipe import Recipe
 from flows.runners import InProcess
@@ -69,8 +70,10 @@ def execute(
     """Run the pipeline, or as much of it as `body` does, and return the run's record.
 
     Raises:
-        ValueError: a stage refused its input; the record says failed, and what was built stays.
+        ValueError: training cannot run as asked, or a stage refused its input; then the record says failed, and what
+            was built stays.
     """
+    check_training(recipe, execution)
     sources = resolve_sources(recipe, execution)
     runner = make_runner(recipe, execution, tracker, source_digests(sources))
     try:

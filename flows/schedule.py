@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from flows.check import check_training
 from flows.deployments import execution_parameters, recipe_parameters
 from flows.notify import UNAUTHORIZED
 from flows.recipe import Plan, Recipe
@@ -51,7 +52,8 @@ def schedule(plan: Plan, watch: Mapping[str, Any], cron: str, timezone: str) -> 
     recipe = plan.recipe.model_copy(update={name: absolute(spec) for name, spec in named.items() if spec})
     with _client(home) as (client, addresses):
         when = _read_cron(cron, timezone)
-        resolve_sources(recipe, plan.execution)  # a mistake shows now, not in the night
+        check_training(recipe, plan.execution)  # a mistake shows now, not in the night
+        resolve_sources(recipe, plan.execution)
         deployment_id = _deploy(client, recipe, plan.execution, watch, when)
     page = f"{addresses.prefect}/deployments/deployment/{deployment_id}"
     return Scheduled(f"{FLOW}/{recipe.name}", page, asyncio.run(when.get_dates(n=1))[0])
