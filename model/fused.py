@@ -80,7 +80,7 @@ def spread(kernel: Callable[..., None], count: int, *arguments: Any, smallest: i
         kernel(*arguments, 0, count)
         return
     borders = [count * part // parts for part in range(parts + 1)]
-    others = [_pool(parts).submit(kernel, *arguments, *pair) for pair in pairwise(borders[1:])]
+    others = [_pool(torch.get_num_threads()).submit(kernel, *arguments, *pair) for pair in pairwise(borders[1:])]
     kernel(*arguments, 0, borders[1])
     for other in others:
         other.result()

@@ -198,11 +198,16 @@ def scale_columns(sums: Sums, column_scales: Floats, out: Floats, start: int, st
 
 @fast_kernel
 def add_scaled_columns(sums: Sums, row_scales: Floats, out: Floats, start: int, stop: int) -> None:
-    """out[j] += sums[:, j] * row_scales for j in start:stop, by tiles: lines a power of two apart share a cache set."""
+    """out[j] += sums[:, j] * row_scales for the TILE columns j of each tile in start:stop.
+
+    By tiles, since lines a power of two apart share a cache set; parts are whole ones, since what lies in none rounds
+    once where a tile rounds twice.
+    """
     tile = np.empty((TILE, TILE), np.float32)
-    for left in range(start, stop, TILE):
+    columns = sums.shape[1]
+    for left in range(start * TILE, min(stop * TILE, columns), TILE):
         for top in range(0, len(sums), TILE):
-            if left + TILE <= stop and top + TILE <= len(sums):
+            if left + TILE <= columns and top + TILE <= len(sums):
                 for i in range(TILE):
                     for j in range(TILE):
                         tile[j, i] = F32(sums[top + i, left + j]) * row_scales[top + i]
@@ -211,7 +216,7 @@ def add_scaled_columns(sums: Sums, row_scales: Floats, out: Floats, start: int, 
                         out[left + j, top + i] += tile[j, i]
             else:
                 for i in range(top, min(top + TILE, len(sums))):
-                    for j in range(left, min(left + TILE, stop)):
+                    for j in range(left, min(left + TILE, columns)):
                         out[j, i] += F32(sums[i, j]) * row_scales[i]
 
 

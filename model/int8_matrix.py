@@ -92,7 +92,8 @@ def add_transposed_product(total: Tensor, a: Tensor, a_scales: Tensor, b: Tensor
     """
     sums = product(a, b)
     if has_kernels(a.device):
-        spread(kernels.add_scaled_columns, sums.shape[1], sums.numpy(), a_scales.numpy(), total.numpy())
+        tiles = -(-sums.shape[1] // kernels.TILE)
+        spread(kernels.add_scaled_columns, tiles, sums.numpy(), a_scales.numpy(), total.numpy(), smallest=4)
     else:
         total += (sums * a_scales[:, None]).T
 

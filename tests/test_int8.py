@@ -257,6 +257,30 @@ def test_bits_do_not_depend_on_threads() -> None:
     assert all(torch.equal(a, b) for a, b in zip(gradients(1), gradients(3), strict=True))
 
 
+@pytest.mark.skipif(not COMPILED, reason="needs the compiled kernels")
+@pytest.mark.parametrize("vocab_size", [500, 512])
+def test_a_head_in_chunks_has_bits_that_do_not_depend_on_threads(
+    vocab_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two or three parts of 500 columns do not end where a tile of 16 does."""
+    monkeypatch.setattr(int8_head, "CHUNK_PROBABILITIES", 64 * vocab_size)
+
+    def gradient(threads: int) -> Tensor:
+        weight = noise(vocab_size, 64, seed=1).float().requires_grad_()
+        labels = torch.arange(300) % vocab_size
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            linear_cross_entropy(noise(300, 64), weight, labels, products=Int8Products).backward()
+        finally:
+            torch.set_num_threads(before)
+        assert weight.grad is not None
+        return weight.grad
+
+    one = gradient(1)
+    assert all(torch.equal(gradient(threads), one) for threads in (2, 3, 6))
+
+
 def next_tokens() -> dict[str, Tensor]:
     ids = (torch.arange(40)[:, None] * 5 + torch.arange(33) ** 2) % 61
     return {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "label_bytes": torch.ones(40)}
