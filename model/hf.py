@@ -66,7 +66,7 @@ def to_hf_config(config: ModelConfig, ids: SpecialIds) -> dict[str, Any]:
         "bos_token_id": ids.bos,
         "eos_token_id": ids.eos[0] if len(ids.eos) == 1 else list(ids.eos),
         "pad_token_id": ids.pad,
-        "rope_parameters": _rope_parameters(config),
+        **_rope_fields(config),
     }
     if config.qk_norm:
         special = {"use_sliding_window": False, "sliding_window": None}
@@ -117,6 +117,13 @@ def _integer(hf: Mapping[str, Any], name: str) -> int:
     if not isinstance(value, int):
         raise ValueError(f"config.json: {name} must be an integer, found {value!r}.")
     return value
+
+
+def _rope_fields(config: ModelConfig) -> dict[str, Any]:
+    """Rotary positions as transformers 5 spells them, and as 4 and what was built on it do, which skip the former."""
+    parameters = _rope_parameters(config)
+    older = {} if config.rope_scaling.kind == "default" else {"rope_scaling": parameters}
+    return {"rope_parameters": parameters, "rope_theta": config.rope_theta, **older}
 
 
 def _rope_parameters(config: ModelConfig) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from model.packed import PackedWeight
 from model.quant import BLOCK, NVFP4Weight
 from model.rope import rope_frequencies
-from model.shape import RopeScaling
+from model.shape import ModelConfig, RopeScaling
 from model.transformer import Transformer
 from tasks.quantized_files import load_any_model
 
@@ -93,10 +93,23 @@ def _add_shape(writer: Any, model: Transformer) -> None:
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    _add_rope_scaling(writer, config)
+
+
+def _add_rope_scaling(writer: Any, config: ModelConfig) -> None:
+    """Stretched positions, in the ways that llama.cpp reads: its `qwen3` knows no factor for each frequency."""
+    import gguf
+
     scaling = config.rope_scaling
-    if scaling.kind == "yarn":
-        raise ValueError("GGUF export of RoPE scaling 'yarn' is not supported; export a model without it.")
-    if scaling.kind != "default":  # both as factors on the unscaled frequencies
+    if scaling.kind == "yarn" or (scaling.kind == "llama3" and config.qk_norm):
+        with_what = " of a model with QK-norm" if scaling.kind == "llama3" else ""
+        raise ValueError(
+            f"GGUF export of RoPE scaling '{scaling.kind}'{with_what} is not supported; export a model without it."
+        )
+    if scaling.kind == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(scaling.factor)
+    if scaling.kind == "llama3":
         plain = rope_frequencies(config.head_dim, config.rope_theta, RopeScaling())
         scaled = rope_frequencies(config.head_dim, config.rope_theta, scaling)
         writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy().astype(np.float32))

@@ -160,7 +160,7 @@ def test_nvfp4_codes_go_over_as_they_are(
 
 def test_scaled_positions_become_frequency_factors(tmp_path: Path, tokenizer: Artifact) -> None:
     scaling = RopeScaling("llama3", 8.0, 64)
-    folder = saved(tmp_path / "model", tokenizer, rope_scaling=scaling).path
+    folder = saved(tmp_path / "model", tokenizer, rope_scaling=scaling, qk_norm=False).path
     export_gguf(folder, tmp_path / "model.gguf", "f32")
     factors = tensors_of(tmp_path / "model.gguf")["rope_freqs.weight"].data
     assert factors[0] == 1.0  # short wavelengths stay, long ones are stretched
@@ -168,6 +168,23 @@ def test_scaled_positions_become_frequency_factors(tmp_path: Path, tokenizer: Ar
     yarn = saved(tmp_path / "yarn", tokenizer, rope_scaling=RopeScaling("yarn", 8.0, 64)).path
     with pytest.raises(ValueError, match="RoPE scaling 'yarn' is not supported"):
         export_gguf(yarn, tmp_path / "yarn.gguf", "f32")
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+def test_linear_scaling_is_a_field_and_no_tensor(tmp_path: Path, tokenizer: Artifact, qk_norm: bool) -> None:
+    folder = saved(tmp_path / "model", tokenizer, rope_scaling=RopeScaling("linear", 4.0), qk_norm=qk_norm).path
+    export_gguf(folder, tmp_path / "model.gguf", "f32")
+    fields, arch = fields_of(tmp_path / "model.gguf"), "qwen3" if qk_norm else "llama"
+    assert fields[f"{arch}.rope.scaling.type"] == "linear"
+    assert fields[f"{arch}.rope.scaling.factor"] == 4.0
+    assert "rope_freqs.weight" not in tensors_of(tmp_path / "model.gguf")
+
+
+def test_llama_cpp_has_no_frequency_factors_with_qk_norm(tmp_path: Path, tokenizer: Artifact) -> None:
+    """Its `qwen3` creates no such tensor, and refuses a file that has one more than it expects."""
+    folder = saved(tmp_path / "model", tokenizer, rope_scaling=RopeScaling("llama3", 8.0, 64)).path
+    with pytest.raises(ValueError, match="RoPE scaling 'llama3' of a model with QK-norm is not supported"):
+        export_gguf(folder, tmp_path / "model.gguf", "f32")
 
 
 def test_what_cannot_be_exported_is_refused(tmp_path: Path, tokenizer: Artifact) -> None:
