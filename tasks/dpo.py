@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from model.shape import OptimizerName
 from tasks.launch import launch
@@ -38,7 +38,9 @@ class DpoConfig(TrainingConfig):
         "adamw", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
     )
     matrix_learning_rate: float = Field(5e-4, gt=0, le=10, description="Peak learning rate of Muon.")
-    learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
+    learning_rate: float = Field(
+        5e-5, gt=0, le=10, description="Peak learning rate of the norms; with adamw of the matrices too."
+    )
     embedding_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the input embedding.")
     head_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the output matrix.")
     schedule: Literal["wsd", "cosine", "linear"] = Field("linear", description="Course of the learning rate.")
@@ -57,13 +59,29 @@ class DpoConfig(TrainingConfig):
         "discopop",
         "sigmoid_norm",
     ] = Field("sigmoid", description="The loss, by the name that TRL gives it.")
-    label_smoothing: float = Field(0.0, ge=0, lt=0.5, description="Chance that a pair is labelled the wrong way round.")
+    label_smoothing: float = Field(
+        0.0,
+        ge=0,
+        lt=0.5,
+        description="Chance that a pair is labelled the wrong way round; robust, exo_pair only.",
+    )
     sft_weight: float = Field(0.0, ge=0, le=100, description="Weight of the chosen answer's own loss per token.")
     sequence_length: int = Field(256, ge=8, le=1_048_576, description="The most tokens of a prompt and an answer.")
     batch_pairs: int = Field(16, ge=1, description="Pairs of one step, over all processes.")
     steps: int = Field(0, ge=0, description="Steps to take; 0: as many as epochs say.")
     epochs: float = Field(1.0, gt=0, le=1000, description="How often each pair is read, unless steps say.")
     validation_pairs: int = Field(500, ge=1, description="The most validation pairs to measure on.")
+
+    @model_validator(mode="after")
+    def _smoothing_has_its_loss(self) -> "DpoConfig":
+        if self.label_smoothing and self.loss_type not in ("robust", "exo_pair"):
+            raise ValueError(
+                f"label_smoothing is {self.label_smoothing:g}, but the loss '{self.loss_type}' takes none: set it "
+                "to 0, or loss_type to 'robust' or 'exo_pair'"
+            )
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
+            raise ValueError("label_smoothing is 0, but the loss 'exo_pair' needs some: its authors take 0.001")
+        return self
 
 
 def preference_figures(sums: Mapping[str, float]) -> dict[str, float]:

@@ -49,6 +49,14 @@ def test_it_learns_which_answer_is_better(inputs: Inputs, execution: Execution) 
     assert metrics["val_loss"] < np.log(2) and metrics["val_reward_margin"] == metrics["reward_margin"]
 
 
+def test_label_smoothing_goes_with_its_losses_alone() -> None:
+    assert tiny(loss_type="exo_pair", label_smoothing=0.001).label_smoothing == 0.001
+    with pytest.raises(ValueError, match=r"label_smoothing is 0\.1, but the loss 'sigmoid' takes none"):
+        tiny(label_smoothing=0.1)
+    with pytest.raises(ValueError, match="the loss 'exo_pair' needs some"):
+        tiny(loss_type="exo_pair")
+
+
 def pair_rows(inputs: Inputs) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = pq.read_table(inputs["preferences"].path / "train.parquet").to_pylist()
     return rows
