@@ -109,6 +109,15 @@ class Ramp:
             return self.end
         return min(self.end, self.start << int(progress / self.fraction * doublings))
 
+    def total(self, steps: int) -> float:
+        """What `steps` steps of this size take in all, where progress is the share of that."""
+        doublings = round(np.log2(self.end / self.start))
+        if not doublings:
+            return steps * self.end
+        ramped = sum(self.fraction / doublings / (self.start << k) for k in range(doublings))
+        total: float = steps / (ramped + (1 - self.fraction) / self.end)
+        return total
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -123,10 +132,14 @@ class StepPlan:
         return len(self.row_length)
 
 
-def plan_steps(windows: int, batch: Ramp, row: Ramp) -> StepPlan:
-    """Take about `windows` windows in batches of `batch` windows, cut into rows of `row` tokens."""
-    taken, lengths = [0], []
-    while taken[-1] < windows:
+def plan_steps(windows: float, batch: Ramp, row: Ramp, steps: int = 0) -> StepPlan:
+    """Take about `windows` windows in batches of `batch` windows, cut into rows of `row` tokens.
+
+    Where `steps` are given, exactly so many; `batch.total(steps)` windows are about what they take.
+    """
+    taken: list[int] = [0]
+    lengths: list[int] = []
+    while len(lengths) < steps if steps else taken[-1] < windows:
         progress = taken[-1] / windows
         lengths.append(row.at(progress))
         taken.append(taken[-1] + batch.at(progress))

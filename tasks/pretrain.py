@@ -123,8 +123,11 @@ class PretrainConfig(TrainingConfig):
                 raise ValueError(f"{name} {start} does not reach {end} by doubling")
         if self.initial_batch_tokens % self.sequence_length:
             raise ValueError(f"initial_batch_tokens must be a multiple of sequence_length {self.sequence_length}")
-        if not self.head_dim and self.hidden_size % self.num_heads:
-            raise ValueError(f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}")
+        if (not self.head_dim or not self.qk_norm) and self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; with head_dim and "
+                "qk_norm it need not be, since then the export is a Qwen3"
+            )
         if (self.rope_scaling == "default") != (self.rope_scaling_factor == 1):
             raise ValueError(
                 f"rope_scaling {self.rope_scaling!r} and rope_scaling_factor {self.rope_scaling_factor:g} do not go "
@@ -176,22 +179,19 @@ def model_shape(cfg: PretrainConfig, vocab_size: int) -> "ModelConfig":
 
 def step_plan(cfg: PretrainConfig, tokens: int) -> "StepPlan":
     """Which share of a stream of `tokens` tokens each step takes."""
-    from model.data import Ramp, StepPlan, plan_steps
+    from model.data import Ramp, plan_steps
 
     per_window, per_batch = cfg.sequence_length, cfg.batch_tokens // cfg.sequence_length
     first_batch = (cfg.initial_batch_tokens or cfg.batch_tokens) // cfg.sequence_length
     batch = Ramp(first_batch, per_batch, cfg.ramp_fraction)
     row = Ramp(cfg.initial_sequence_length or cfg.sequence_length, cfg.sequence_length, cfg.ramp_fraction)
     if cfg.steps:
-        wanted = cfg.steps * per_batch
-    elif cfg.train_tokens:
+        return plan_steps(batch.total(cfg.steps), batch, row, cfg.steps)
+    if cfg.train_tokens:
         wanted = -(-cfg.train_tokens // per_window)
     else:
         wanted = round(cfg.epochs * ((tokens - 1) // per_window))
-    plan = plan_steps(max(1, wanted), batch, row)
-    if cfg.steps:
-        plan = StepPlan(plan.first_window[: cfg.steps + 1], plan.row_length[: cfg.steps])
-    return plan
+    return plan_steps(max(1, wanted), batch, row)
 
 
 def read_tokens(folder: Path, split: str, meta: Mapping[str, Any]) -> "NDArray[np.unsignedinteger[Any]]":
@@ -319,7 +319,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
             run.metric(name, value)
 
 
-@stage("pretrain", version=2, rebuild="on-version")
+@stage("pretrain", version=3, rebuild="on-version")
 def pretrain(
     run: StageRun, cfg: PretrainConfig, tokens: Artifact, tokenizer: Artifact, start: Artifact | None = None
 ) -> None:

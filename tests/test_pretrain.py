@@ -316,10 +316,21 @@ def test_horizons() -> None:
     assert step_plan(tiny_pretrain(steps=5), tokens).steps == 5
     assert step_plan(tiny_pretrain(steps=0, train_tokens=5000), tokens).steps == 10
     assert step_plan(tiny_pretrain(steps=0, epochs=2), tokens).steps == 25
-    ramped = step_plan(tiny_pretrain(steps=20, initial_batch_tokens=128, initial_sequence_length=16), tokens)
-    assert ramped.steps == 20
-    assert np.diff(ramped.first_window).tolist() == sorted(np.diff(ramped.first_window).tolist())
-    assert ramped.row_length[0] == 16 and ramped.row_length[-1] == 64
+
+
+@pytest.mark.parametrize("first_batch", [64, 128, 256, 512])
+def test_a_ramp_takes_its_share_of_the_windows_however_training_ends(first_batch: int) -> None:
+    """Counted in steps of full size, a ramp from an eighth outlived its training."""
+    ramps = {"initial_batch_tokens": first_batch, "initial_sequence_length": 16, "ramp_fraction": 0.3}
+    by_steps = step_plan(tiny_pretrain(steps=1000, **ramps), 64 * 100 + 1)
+    windows = int(by_steps.first_window[-1])
+    by_tokens = step_plan(tiny_pretrain(steps=0, train_tokens=64 * windows, **ramps), 64 * 100 + 1)
+    batches = np.diff(by_steps.first_window)
+    assert by_steps.steps == 1000 and abs(by_tokens.steps - 1000) <= 3
+    assert (batches[0], batches[-1]) == (first_batch // 64, 8) and (np.diff(batches) >= 0).all()
+    for sizes in (batches, by_steps.row_length):
+        if sizes[0] != sizes[-1]:
+            assert batches[sizes != sizes[-1]].sum() == pytest.approx(0.3 * windows, abs=8)
 
 
 def test_trace_knows_the_steps_of_a_document(inputs: Inputs) -> None:
@@ -337,6 +348,7 @@ def test_trace_knows_the_steps_of_a_document(inputs: Inputs) -> None:
         ({"initial_sequence_length": 24}, "does not reach 64 by doubling"),
         ({"initial_batch_tokens": 1024}, "does not reach 512 by doubling"),
         ({"hidden_size": 33}, "not a multiple of num_heads"),
+        ({"hidden_size": 33, "head_dim": 8, "qk_norm": False}, "not a multiple of num_heads"),
         ({"learning_rate": 0}, "greater than 0"),
         ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' and rope_scaling_factor 1 do not go together"),
         ({"rope_scaling_factor": 4}, "rope_scaling 'default' and rope_scaling_factor 4 do not go together"),
