@@ -4,6 +4,7 @@ MFU is the model's FLOPs (model/flops.py; nothing for padding or recomputation) 
 """
 
 import contextlib
+import re
 import resource
 import sys
 import time
@@ -21,9 +22,10 @@ from model.shape import ModelConfig, Precision
 MACHINE_FIGURES = frozenset({"tokens_per_s", "mfu", "peak_memory_bytes", "joules"})
 """Figures of a step that two equal runs do not share."""
 
-BF16_PEAKS = {  # dense, from the makers' data sheets, in FLOP/s
-    "H200": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12,
-    "L4": 121e12, "B200": 2250e12, "RTX 4090": 165e12, "A10G": 70e12,
+BF16_PEAKS = {  # dense, from the makers' data sheets, in FLOP/s; 0: another card than its name begins with, unknown
+    "H200": 989e12, "H200 NVL": 835e12, "GH200": 989e12, "H100": 989e12, "H100 PCIe": 756e12, "H100 NVL": 835e12,
+    "A100": 312e12, "L40S": 362e12, "L40": 181e12, "L4": 121e12, "B200": 2250e12, "A10G": 70e12,
+    "RTX 4090": 165e12, "RTX 4090 D": 0.0, "RTX 4090 Laptop": 0.0,
 }  # fmt: skip
 POWERCAP = Path("/sys/class/powercap")
 _PEAK_SIZE = 1024  # of the matrices whose product gives a CPU's peak: they fit its cache
@@ -50,7 +52,7 @@ def peak_flops(device: torch.device, precision: Precision) -> float:
 
 def data_sheet_peak(name: str) -> float:
     """The bf16 FLOP/s of the card that the driver calls `name`; 0 for one that is not in the table."""
-    known = [card for card in BF16_PEAKS if card in name]
+    known = [card for card in BF16_PEAKS if re.search(rf"\b{card}\b", name)]
     return BF16_PEAKS[max(known, key=len)] if known else 0.0
 
 

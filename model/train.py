@@ -179,7 +179,7 @@ class Trainer:
         self._progress.losses = [*self._progress.losses[1 - HISTORY :], loss]
         tokens = self._batches.tokens(items)
         self._reporter.advance(step + 1, tokens)
-        rate = max(group["lr"] for group in self._parallel.optimizer.param_groups if group["name"] != "embedding")
+        rate = next(group["lr"] for group in self._parallel.optimizer.param_groups if group["name"] == "matrix")
         seconds = time.perf_counter() - started
         figures |= {"learning_rate": rate, "grad_norm": norm, "tokens_per_s": tokens / seconds}
         return figures | self._machine_figures(seconds)

@@ -13,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -146,21 +147,24 @@ def stop_group(children: subprocess.Popen[bytes]) -> None:
 
 def _relay(run: TrainingRun, scratch: Path, children: subprocess.Popen[bytes]) -> None:
     """Pass on what the first child reports, until the children end."""
-    relay, reader = Relay(run), EventReader(scratch / EVENTS_FILE)
-    while True:
-        ended = children.poll() is not None  # looked at before the last read, so nothing is missed
-        for event in reader.new():
-            relay.take(event)
-        if ended:
-            break
-        time.sleep(POLL_SECONDS)
-    relay.close()
+    with closing(Relay(run)) as relay:
+        reader = EventReader(scratch / EVENTS_FILE)
+        while True:
+            ended = children.poll() is not None  # looked at before the last read, so nothing is missed
+            for event in reader.new():
+                relay.take(event)
+            if ended:
+                break
+            time.sleep(POLL_SECONDS)
     if relay.refusal:
         raise ValueError(relay.refusal)
     if children.returncode != 0 or not relay.done:
         lines = (scratch / "launch.log").read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
-        cause = relay.crash or "\n".join(lines)
-        raise RuntimeError(f"Training processes ended with code {children.returncode}:\n{cause}")
+        # The log too: where the kernel killed a process, what crashed is its neighbour, whose connection was lost.
+        causes = [relay.crash, "The launcher's last lines:", *lines]
+        raise RuntimeError(
+            "\n".join([f"Training processes ended with code {children.returncode}:", *filter(None, causes)])
+        )
 
 
 def run_child(spec_path: Path) -> None:

@@ -30,7 +30,9 @@ class SftConfig(TrainingConfig):
     """Gentler rates than in pretraining, rows of packed conversations."""
 
     matrix_learning_rate: float = Field(0.01, gt=0, le=10, description="Peak learning rate of Muon.")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
+    learning_rate: float = Field(
+        1e-3, gt=0, le=10, description="Peak learning rate of the norms; with adamw of the matrices too."
+    )
     embedding_learning_rate: float = Field(0.03, gt=0, le=10, description="Peak learning rate of the input embedding.")
     head_learning_rate: float = Field(2e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
     schedule: Literal["wsd", "cosine", "linear"] = Field("linear", description="Course of the learning rate.")

@@ -44,7 +44,9 @@ class TrainingConfig(StageConfig):
     matrix_learning_rate: float = Field(
         0.02, gt=0, le=10, description="Peak learning rate of the matrices under NorMuon or Muon."
     )
-    learning_rate: float = Field(3e-3, gt=0, le=10, description="Peak learning rate of AdamW: norms; all with adamw.")
+    learning_rate: float = Field(
+        3e-3, gt=0, le=10, description="Peak learning rate of the norms; with adamw of the matrices too."
+    )
     embedding_learning_rate: float = Field(0.1, gt=0, le=10, description="Peak learning rate of the input embedding.")
     head_learning_rate: float = Field(8e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
     momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of the matrices under NorMuon or Muon.")

@@ -46,7 +46,13 @@ def test_padding_is_no_work() -> None:
 def test_an_unknown_peak_says_nothing() -> None:
     assert data_sheet_peak("NVIDIA H100 80GB HBM3") == 989e12
     assert data_sheet_peak("NVIDIA H100 PCIe") == 756e12
+    assert data_sheet_peak("NVIDIA H200 NVL") == data_sheet_peak("NVIDIA H100 NVL") == 835e12
+    assert data_sheet_peak("NVIDIA A100-SXM4-80GB") == 312e12
     assert data_sheet_peak("NVIDIA L40S") == 362e12
+    assert data_sheet_peak("NVIDIA L40") == 181e12
+    assert data_sheet_peak("NVIDIA L4") == 121e12
+    assert data_sheet_peak("NVIDIA GeForce RTX 4090 Laptop GPU") == 0
+    assert data_sheet_peak("NVIDIA GB200") == 0
     assert data_sheet_peak("NVIDIA GeForce GTX 1080") == 0
     assert "mfu" not in Meter(CPU, 0.0, None).figures(1e9, 0.0, 1.0, 1)
 

@@ -100,6 +100,13 @@ def test_it_learns_and_reports(tmp_path: Path) -> None:
     assert {"loss", "learning_rate", "grad_norm"} <= set(book.points[1])
 
 
+def test_the_reported_rate_is_that_of_the_matrices(tmp_path: Path) -> None:
+    book = Book()
+    settings = OptimizerSettings(kind="adamw", learning_rate=3e-4, embedding_learning_rate=0.1, head_learning_rate=8e-3)
+    trainer(tmp_path, book, optimizer=settings, steps=1)[0].run()
+    assert book.points[1]["learning_rate"] == 3e-4
+
+
 def test_utilisation_is_flops_over_the_peak(tmp_path: Path) -> None:
     class Speeds(Book):
         def log(self, step: int, values: Mapping[str, float]) -> None:
