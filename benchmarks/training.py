@@ -31,9 +31,10 @@ SWEEP = [
     for rates, decay, batch in (
         (0.2, 0.0, 4096), (0.4, 0.0, 4096), (0.2, 0.5, 4096), (0.4, 0.5, 4096), (0.8, 0.5, 4096),
         (0.2, 0.5, 2048), (0.4, 0.5, 2048), (0.8, 0.5, 2048), (0.2, 0.5, 1024), (0.4, 0.5, 1024),
+        (0.4, 0.0, 2048), (0.8, 0.0, 2048), (0.8, 0.0, 1024), (0.8, 0.5, 1024),
     )
 ]  # fmt: skip
-BEST_KNOWN = NanochatTuning(learning_rates=0.8, weight_decay=0.5, batch_tokens=2048)  # of SWEEP: docs/LOG.md
+BEST_KNOWN = NanochatTuning(learning_rates=0.8, weight_decay=0.0, batch_tokens=2048)  # of SWEEP: docs/LOG.md
 ABLATIONS = (
     "", "attention_start=random", "qk_norm=false", "tied_embeddings=true", "optimizer=adamw",
     "initial_sequence_length=0", "batch_tokens=2048", "schedule=cosine", "schedule=linear", "decay_fraction=0.3",
