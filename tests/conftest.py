@@ -30,6 +30,11 @@ def execution(tmp_path: Path) -> Execution:
     return Execution(home=tmp_path / "home", workers=1, threads=1)
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than cores: of two workers one often waits, for a server, a browser or a process that starts."""
+    return (os.cpu_count() or 1) + 1
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with many tests first, which is xdist's own order, but a single test of three minutes not at the end."""
     tests = Counter(item.path for item in items)

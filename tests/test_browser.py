@@ -35,6 +35,7 @@ from tests.up_helpers import (
     start_up,
     stop,
     wait_for_servers,
+    wait_for_state,
     wait_until,
 )
 
@@ -125,6 +126,20 @@ def picture(page: "Page", name: str) -> None:
         page.screenshot(path=Path(folder) / f"{name}.png")
 
 
+def open_run(page: "Page", deployment: Tiny, run: UUID) -> None:
+    page.goto(f"{deployment.served.addresses.prefect}/v2/runs/flow-run/{run}")
+
+
+def show_final(page: "Page", deployment: Tiny, run: UUID, state: str) -> None:
+    """Wait for the end of a run, and see it in its page: left open, the page draws its graph on all of a core."""
+    from playwright.sync_api import expect
+
+    page.goto("about:blank")
+    wait_for_state(deployment.served, run, lambda found: found.is_final(), RUN_TIMEOUT_S)
+    open_run(page, deployment, run)
+    expect(page.get_by_text(state, exact=True).first).to_be_visible()
+
+
 def open_form(page: "Page", deployment: Tiny) -> None:
     """From the front page to the form, by what a person clicks."""
     page.goto(deployment.served.addresses.prefect)
@@ -147,9 +162,7 @@ def runs(deployment: Tiny) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def completed(page: "Page", deployment: Tiny) -> Any:
-    """A run started from the form with another beta than the deployment's, seen to its end in the page."""
-    from playwright.sync_api import expect
-
+    """A run started from the form with another beta than the deployment's, seen in its page when it has ended."""
     open_form(page, deployment)
     beta = field(page, "dpo", "beta")
     assert beta.input_value() == "0.1"
@@ -157,9 +170,10 @@ def completed(page: "Page", deployment: Tiny) -> Any:
     beta.scroll_into_view_if_needed()
     page.get_by_role("button", name="Submit").click()
     page.get_by_role("button", name="View run").click()
-    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=RUN_TIMEOUT_S * 1000)
+    page.wait_for_url("**/flow-run/*")
     (run,) = runs(deployment)
-    return run
+    show_final(page, deployment, run.id, "Completed")
+    return flow_run(deployment.served, run.id)
 
 
 def test_form_is_the_recipe_under_its_own_names(page: "Page", deployment: Tiny) -> None:
@@ -190,7 +204,7 @@ def test_run_from_the_form_completes_with_its_artifacts(page: "Page", deployment
     from playwright.sync_api import expect
 
     assert completed.parameters["recipe"]["dpo"]["beta"] == 0.2
-    page.goto(f"{deployment.served.addresses.prefect}/v2/runs/flow-run/{completed.id}")
+    open_run(page, deployment, completed.id)
     page.get_by_role("tab", name="Task Runs").click()
     expect(page.get_by_role("tabpanel").get_by_text("gate", exact=True)).to_be_visible()
     picture(page, "run")
@@ -222,7 +236,7 @@ def test_two_runs_are_compared_in_mlflow(page: "Page", deployment: Tiny, complet
 def run_again(deployment: Tiny, first: Any) -> None:
     """The same with another beta, by the API; waits for its end."""
     made = start(deployment, first, {"dpo": {"beta": 0.3}})
-    wait_until(lambda: flow_run(deployment.served, made).state.is_final(), RUN_TIMEOUT_S, "the end of the run")
+    wait_for_state(deployment.served, made, lambda found: found.is_final(), RUN_TIMEOUT_S)
     assert flow_run(deployment.served, made).state.is_completed()
 
 
@@ -244,23 +258,25 @@ def choose(page: "Page", action: str, confirmation: str) -> None:
 def test_cancelled_run_leaves_a_checkpoint_that_retry_goes_on_from(
     page: "Page", deployment: Tiny, completed: Any
 ) -> None:
-    from playwright.sync_api import expect
-
     served, home = deployment.served, deployment.served.home
+    page.goto("about:blank")
     run = start(deployment, completed, {"pretrain": {"steps": LONG_STEPS, "checkpoint_every": 10}})
-    page.goto(f"{served.addresses.prefect}/v2/runs/flow-run/{run}")
     wait_until(lambda: last_checkpoint(home), RUN_TIMEOUT_S, "the first checkpoint")
+    open_run(page, deployment, run)
     _, training = run_processes(served)
     assert training
     choose(page, "Cancel", "Cancel Flow Run")
+    wait_for_state(served, run, lambda found: found.is_cancelling() or found.is_cancelled(), 60)
+    page.goto("about:blank")
     _, alive = psutil.wait_procs(training, timeout=60)
     assert alive == []
-    expect(page.get_by_text("Cancelled", exact=True).first).to_be_visible(timeout=60_000)
+    show_final(page, deployment, run, "Cancelled")
     reached = last_checkpoint(home)
     assert 0 < reached < LONG_STEPS
 
     choose(page, "Retry", "Retry")
-    expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=RUN_TIMEOUT_S * 1000)
+    wait_for_state(served, run, lambda found: not found.is_final(), 60)
+    show_final(page, deployment, run, "Completed")
     assert f"pretrain: going on from step {reached} of {LONG_STEPS}" in log_lines(served, run)
     record = find_run(Store(home))
     assert record.recipe["pretrain"]["steps"] == LONG_STEPS

@@ -42,6 +42,7 @@ from tests.up_helpers import (
     start_up,
     stop,
     wait_for_servers,
+    wait_for_state,
     wait_until,
 )
 
@@ -215,12 +216,12 @@ def test_run_killed_with_its_worker_is_crashed_by_itself_and_goes_on_when_retrie
 
     again = start_served(home)
     try:
-        wait_until(lambda: flow_run(again, run).state.is_crashed(), RUN_TIMEOUT_S, "the crash")
+        wait_for_state(again, run, lambda found: found.is_crashed(), RUN_TIMEOUT_S)
         assert "No heartbeat" in flow_run(again, run).state.message
         retry(again, run)
         going_on = f"pretrain: going on from step {reached} of {LONG_STEPS}"
         wait_until(lambda: going_on in log_lines(again, run), RESUME_TIMEOUT_S, "the resumption from the checkpoint")
-        wait_until(lambda: flow_run(again, run).state.is_final(), RUN_TIMEOUT_S, "the end of the run")
+        wait_for_state(again, run, lambda found: found.is_final(), RUN_TIMEOUT_S)
         assert flow_run(again, run).state.is_completed()
     finally:
         stop(again.process)
@@ -312,7 +313,7 @@ def test_dated_folders_are_taken_in_from_the_form(served: Served, tmp_path: Path
     asked = {"dates": {"first": "2026-02-01", "every": "day"}, "watch": {"retrain": "never"}}
     deployment = next(d for d in deployments(served) if d.name == "dates")
     run = start_run(served, deployment.id, {**sections, **asked})
-    wait_until(lambda: flow_run(served, run).state.is_final(), RUN_TIMEOUT_S, "the end of the backfill")
+    wait_for_state(served, run, lambda found: found.is_final(), RUN_TIMEOUT_S)
     assert flow_run(served, run).state.is_completed(), flow_run(served, run).state.message
     assert [record.recipe["corpus"].partition("{")[2] for record in list_runs(Store(execution.home))] == [
         "2026-02-01:%Y/%m}",

@@ -120,6 +120,14 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
         time.sleep(0.2)
 
 
+def wait_for_state(served: Served, flow_run_id: UUID, is_it: Callable[[Any], bool], timeout_s: float) -> None:
+    """Wait for a state of a flow run; once a second, since each answer costs 0.1 CPU-s."""
+    deadline = time.monotonic() + timeout_s
+    while not is_it(state := flow_run(served, flow_run_id).state):
+        assert time.monotonic() < deadline, f"the run is still {state.name} after {timeout_s} s"
+        time.sleep(1)
+
+
 def run_processes(served: Served) -> tuple[psutil.Process, list[psutil.Process]]:
     """The worker, and the processes of the runs that it started."""
     ours = psutil.Process(served.process.pid).children(recursive=True)
