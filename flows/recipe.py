@@ -103,7 +103,7 @@ def scale_by_depth(depth: int) -> dict[str, Any]:
     Width 64 per layer and head size 64 keep the aspect ratio of nanochat's dial. Tokens are 20 per parameter of the
     blocks (Hoffmann et al. 2022, arXiv:2203.15556). The AdamW rates shrink with 1/sqrt(width) from the width of 256
     at which they were swept (docs/LOG.md); Muon's update is scaled per matrix and keeps its rate. Its momentum is 0.9
-    for the small steps at which that was found better, and the usual 0.95 for larger ones.
+    near the 4,096 tokens a step at which that was found better, and the usual 0.95 for larger ones.
     """
     hidden_size = 64 * depth
     num_heads = hidden_size // 64

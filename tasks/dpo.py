@@ -80,7 +80,7 @@ class DpoConfig(TrainingConfig):
                 "to 0, or loss_type to 'robust' or 'exo_pair'"
             )
         if self.loss_type == "exo_pair" and not self.label_smoothing:
-            raise ValueError("label_smoothing is 0, but the loss 'exo_pair' needs some: its authors take 0.001")
+            raise ValueError("label_smoothing is 0, but the loss 'exo_pair' needs some: TRL suggests 0.001")
         return self
 
 

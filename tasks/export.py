@@ -97,7 +97,10 @@ def _add_shape(writer: Any, model: Transformer) -> None:
 
 
 def _add_rope_scaling(writer: Any, config: ModelConfig) -> None:
-    """Stretched positions, in the ways that llama.cpp reads: its `qwen3` knows no factor for each frequency."""
+    """Stretched positions, in the ways that llama.cpp reads: its `qwen3` knows no factor for each frequency.
+
+    `dynamic` stretches none within the context that the model was trained on, which is all the file promises.
+    """
     import gguf
 
     scaling = config.rope_scaling
