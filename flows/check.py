@@ -17,7 +17,7 @@ def check_training(recipe: Recipe, execution: Execution) -> None:
     pretrain, sft, dpo = recipe.pretrain, recipe.sft, recipe.dpo
     first_batch = pretrain.initial_batch_tokens or pretrain.batch_tokens  # the others are this, doubled
     _check_share("pretrain", "batch_tokens", first_batch // pretrain.sequence_length, execution)
-    _check_share("sft", "batch_tokens", max(1, sft.batch_tokens // sft.sequence_length), execution)
+    _check_share("sft", "batch_tokens", sft.rows_per_batch, execution)
     _check_share("dpo", "batch_pairs", dpo.batch_pairs, execution)
     for name, config in {"pretrain": pretrain, "sft": sft, "dpo": dpo}.items():
         _check_optimizer(name, config, execution)

@@ -45,6 +45,11 @@ class SftConfig(TrainingConfig):
     )
     validation_conversations: int = Field(500, ge=1, description="The most validation conversations to measure on.")
 
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of one step, over all processes."""
+        return max(1, self.batch_tokens // self.sequence_length)
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -116,10 +121,9 @@ def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> Non
     training = encode_conversations(rendered, cfg.sequence_length, cfg.too_long)
     held_out = read_conversations(conversations_dir / "validation.parquet", base_dir, cfg.validation_conversations)
     validation = encode_conversations(held_out, cfg.sequence_length, cfg.too_long)
-    rows_per_batch = max(1, cfg.batch_tokens // cfg.sequence_length)
-    batches = PackedBatches(training.sequences, cfg.sequence_length, rows_per_batch, cfg.seed, token_bytes)
+    batches = PackedBatches(training.sequences, cfg.sequence_length, cfg.rows_per_batch, cfg.seed, token_bytes)
     measured = PackedBatches(validation.sequences, cfg.sequence_length, 1, 0, token_bytes)
-    steps = cfg.steps or max(1, round(cfg.epochs * len(batches.rows) / rows_per_batch))
+    steps = cfg.steps or max(1, round(cfg.epochs * len(batches.rows) / cfg.rows_per_batch))
     tokens = float(sum(batches.tokens(batches.items(step)) for step in range(steps)))
     if is_first_process() and training.truncated + training.dropped:
         run.say(f"conversations too long for a row: {training.truncated} truncated, {training.dropped} left out")

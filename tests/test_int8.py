@@ -1,6 +1,8 @@
 """INT8 products by the numbers: exact sums, errors against fp32, unbiased rounding, a model that learns with them."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -33,6 +35,17 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 def error(found: Tensor, exact: Tensor) -> float:
     return float((found.detach().float() - exact).norm() / exact.norm())
+
+
+@contextmanager
+def using(threads: int) -> Iterator[None]:
+    """Let torch and the kernels use so many."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @FORMS
@@ -243,16 +256,11 @@ def test_bits_do_not_depend_on_threads() -> None:
     batch = next_tokens()
 
     def gradients(threads: int) -> list[Tensor]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
-            model.initialize(0, output_projections="depth")
-            model.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                NextToken(model)(batch)[0].backward()
-            return [p.grad.clone() for p in model.parameters() if p.grad is not None]
-        finally:
-            torch.set_num_threads(before)
+        model.initialize(0, output_projections="depth")
+        model.zero_grad()
+        with using(threads), torch.autocast("cpu", torch.bfloat16):
+            NextToken(model)(batch)[0].backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     assert all(torch.equal(a, b) for a, b in zip(gradients(1), gradients(3), strict=True))
 
@@ -268,12 +276,8 @@ def test_a_head_in_chunks_has_bits_that_do_not_depend_on_threads(
     def gradient(threads: int) -> Tensor:
         weight = noise(vocab_size, 64, seed=1).float().requires_grad_()
         labels = torch.arange(300) % vocab_size
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with using(threads):
             linear_cross_entropy(noise(300, 64), weight, labels, products=Int8Products).backward()
-        finally:
-            torch.set_num_threads(before)
         assert weight.grad is not None
         return weight.grad
 

@@ -113,19 +113,16 @@ def log_lines(served: Served, flow_run_id: UUID) -> list[str]:
     return [line.message for line in ask(served, lambda client: client.read_logs(wanted))]
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
+def wait_until(condition: Callable[[], object], timeout_s: float, what: str, every_s: float = 0.2) -> None:
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        time.sleep(0.2)
+        time.sleep(every_s)
 
 
 def wait_for_state(served: Served, flow_run_id: UUID, is_it: Callable[[Any], bool], timeout_s: float) -> None:
     """Wait for a state of a flow run; once a second, since each answer costs 0.1 CPU-s."""
-    deadline = time.monotonic() + timeout_s
-    while not is_it(state := flow_run(served, flow_run_id).state):
-        assert time.monotonic() < deadline, f"the run is still {state.name} after {timeout_s} s"
-        time.sleep(1)
+    wait_until(lambda: is_it(flow_run(served, flow_run_id).state), timeout_s, "the run's state", every_s=1.0)
 
 
 def run_processes(served: Served) -> tuple[psutil.Process, list[psutil.Process]]:
