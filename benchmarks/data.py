@@ -32,11 +32,11 @@ from benchmarks.data_dedup import dedup_quality, labelled_pairs
 from benchmarks.data_html import html_quality
 from benchmarks.data_pipeline import ours_from_jsonl, train_tokenizer
 from benchmarks.report import Figure, conclude
-from model.minhash import signatures
-from tasks.dedup import DedupConfig, dedup
-from tasks.execution import Execution
-from tasks.filter import PUBLISHED, RULES, FilterConfig, filter, reasons
-from tasks.stage import Artifact, obtain
+from model.corpus.minhash import signatures
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.stage import Artifact, obtain
+from tasks.text.dedup.dedup import DedupConfig, dedup
+from tasks.text.filter import PUBLISHED, RULES, FilterConfig, filter, reasons
 
 PIPELINE_WARM_UP = 200
 PIPELINE_FEWEST = 3_000  # documents: at 2,000 a quarter of our 0.5 s is what a run costs at any size
@@ -87,7 +87,7 @@ def minhash_speed(bench: Bench) -> list[Figure]:
 
 def filter_speed(bench: Bench) -> list[Figure]:
     """Show 2: the same four filters on every document, and how often the verdicts agree."""
-    from model.features import measure
+    from model.corpus.features.measure import measure
 
     texts = bench.texts(500 * bench.size)
     column = pa.array(texts, pa.large_string())
@@ -111,7 +111,7 @@ def filter_speed(bench: Bench) -> list[Figure]:
 
 def features_table(measured: np.ndarray) -> pa.Table:
     """Measured features as the filter stores them."""
-    from model.features import FEATURES
+    from model.corpus.features.measure import FEATURES
 
     columns = {name: np.ascontiguousarray(measured[:, n]) for n, name in enumerate(FEATURES)}
     columns |= {name: np.zeros(len(measured), np.float32) for name in ("blocked_words", "language_probability")}

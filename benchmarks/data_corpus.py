@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from tasks.documents import DOCUMENT_SCHEMA, document_shards, write_table
-from tasks.execution import Execution
-from tasks.ingest import IngestConfig, ingest
-from tasks.source import resolve_source
-from tasks.stage import Artifact, build
-from tasks.store import digest_directory
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.stage import Artifact, build
+from tasks.mechanism.store import digest_directory
+from tasks.text.documents import DOCUMENT_SCHEMA, document_shards, write_table
+from tasks.text.ingest import IngestConfig, ingest
+from tasks.text.source import resolve_source
 
 BOILERPLATE = "This page is part of a larger collection. See the list of contents for more and the index for terms. "
 

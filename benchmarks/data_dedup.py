@@ -10,12 +10,12 @@ from benchmarks.data_bench import Bench
 from benchmarks.data_corpus import Planted, documents_artifact, plant
 from benchmarks.data_pipeline import all_kept
 from benchmarks.report import Figure
-from model.minhash import band_keys, jaccard, signatures
-from model.words import Ragged, shingles
-from tasks.dedup import DedupConfig, dedup
-from tasks.documents import attribute_shards
-from tasks.execution import Execution
-from tasks.stage import Artifact, build
+from model.corpus.minhash import band_keys, jaccard, signatures
+from model.corpus.words import Ragged, shingles
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.stage import Artifact, build
+from tasks.text.dedup.dedup import DedupConfig, dedup
+from tasks.text.documents import attribute_shards
 
 
 def dedup_quality(bench: Bench) -> list[Figure]:

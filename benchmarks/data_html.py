@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.report import Figure
-from tasks.readers.html import main_content
-from tasks.readers.records import HtmlExtractor
+from tasks.text.readers.html import main_content
+from tasks.text.readers.records import HtmlExtractor
 
 # Below what other pages gave (181 of the scrapinghub benchmark: .916 and .962), as annotators differ over captions.
 GOALS: dict[HtmlExtractor, float] = {"fast": 0.85, "precise": 0.88}

@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.data_corpus import documents_artifact
-from tasks.dedup import DedupConfig, dedup
-from tasks.execution import Execution
-from tasks.filter import PUBLISHED, filter
-from tasks.ingest import IngestConfig, ingest
-from tasks.pack import PackConfig, pack
-from tasks.source import resolve_source
-from tasks.stage import Artifact, build
-from tasks.tokenizer import TokenizerConfig, tokenizer
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.stage import Artifact, build
+from tasks.text.dedup.dedup import DedupConfig, dedup
+from tasks.text.filter import PUBLISHED, filter
+from tasks.text.ingest import IngestConfig, ingest
+from tasks.text.source import resolve_source
+from tasks.tokens.pack import PackConfig, pack
+from tasks.tokens.tokenizer import TokenizerConfig, tokenizer
 
 REPEATS = 3
 WARM_UP_SHARE = 0.5

@@ -15,11 +15,11 @@ from flows.graph import Sources, prepare
 from flows.recipe import PYTHON_DOCS, Recipe
 from flows.run import Body, build_models, execute
 from flows.runners import InProcess
-from tasks.execution import Execution
-from tasks.runs import RunRecord
-from tasks.store import Store
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.runs import RunRecord
+from tasks.mechanism.store import Store
 from tasks.track import Untracked
-from tests.growing_text import make_recipe
+from tests.helpers.growing_text import make_recipe
 
 CHARACTERS = 3300
 FILES = 100

@@ -19,10 +19,10 @@ from benchmarks.landings import landings
 from benchmarks.report import Figure, conclude
 from flows.recipe import Recipe, load_plan
 from flows.run import execute
-from tasks.execution import Execution
-from tasks.runs import RunRecord
-from tasks.stage import StageRun, curve_path
-from tasks.store import Store
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.runs import RunRecord
+from tasks.mechanism.stage import StageRun, curve_path
+from tasks.mechanism.store import Store
 from tasks.track import Untracked, open_tracker
 from tasks.track.tracker import StageObserver
 
@@ -37,7 +37,7 @@ LOGGING_GOAL = 0.01
 
 def tiny_recipe(folder: Path) -> Recipe:
     """The pipeline of the tests, on the documentation of a few standard modules."""
-    from tests import tiny
+    from tests.helpers import tiny
 
     corpus = tiny.make_corpus(folder / "library")
     sources = {"corpus": str(corpus), "sft_data": str(corpus / "json"), "preference_data": str(corpus / "json")}
@@ -72,7 +72,7 @@ def cached_runs(recipe_file: Path, home: Path, repeats: int) -> list[Figure]:
 @contextmanager
 def dashboards(home: Path) -> Iterator[None]:
     """`bessemer up` for as long as this lasts."""
-    from flows.servers import free_port, live_addresses
+    from flows.servers.processes import free_port, live_addresses
 
     command = [sys.executable, "-m", "flows.cli", "up", "--home", str(home)]
     command += ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]

@@ -30,17 +30,17 @@ from benchmarks.child import in_child
 from benchmarks.data_corpus import plant, real_texts, write_jsonl
 from benchmarks.data_pipeline import all_kept, cpu_seconds, train_tokenizer
 from benchmarks.report import Figure, conclude
-from model.heap import give_back_freed_memory
-from model.minhash import band_keys
-from tasks.dedup import DedupConfig, dedup, index_parameters
-from tasks.dedup_index import DedupIndex, candidate_sketches, chain_keys, find
-from tasks.dedup_segment import Segment
-from tasks.execution import Execution
-from tasks.filter import FilterConfig, filter
-from tasks.ingest import IngestConfig, ingest
-from tasks.pack import PackConfig, pack
-from tasks.source import resolve_source
-from tasks.stage import Artifact, Outcome, Stage, StageConfig, obtain
+from model.corpus.minhash import band_keys
+from model.kernels.heap import give_back_freed_memory
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.stage import Artifact, Outcome, Stage, StageConfig, obtain
+from tasks.text.dedup.dedup import DedupConfig, dedup, index_parameters
+from tasks.text.dedup.index import DedupIndex, candidate_sketches, chain_keys, find
+from tasks.text.dedup.segment import Segment
+from tasks.text.filter import FilterConfig, filter
+from tasks.text.ingest import IngestConfig, ingest
+from tasks.text.source import resolve_source
+from tasks.tokens.pack import PackConfig, pack
 
 DOCUMENTS, TOKENS = 1e9, 1e13
 SIZES = 4

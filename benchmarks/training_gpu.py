@@ -18,15 +18,15 @@ from torch import Tensor
 from benchmarks.peers.llama_trainer import LlamaTrainer
 from benchmarks.report import Figure, conclude
 from flows.recipe import load_plan
-from model.compilation import compile_layers
-from model.flops import Layers, TrainingShape, flops_per_token, memory_forecast, num_parameters
-from model.meter import data_sheet_peak
-from model.objectives import NextToken
-from model.shape import ModelConfig
-from model.transformer import Transformer
-from tasks.execution import Execution
-from tasks.pretrain import PretrainConfig, model_shape
-from tasks.training import place_objective
+from model.network.flops import Layers, TrainingShape, flops_per_token, memory_forecast, num_parameters
+from model.network.shape import ModelConfig
+from model.network.transformer import Transformer
+from model.training.compile import compile_layers
+from model.training.meter import data_sheet_peak
+from model.training.objectives import NextToken
+from tasks.mechanism.execution import Execution
+from tasks.train.job import place_objective
+from tasks.train.pretrain import PretrainConfig, model_shape
 
 MEMORY_SHARE = 0.85  # of the card, that a micro-batch may fill by forecast
 
@@ -145,7 +145,7 @@ def largest_micro_batch(config: ModelConfig, cfg: PretrainConfig, memory_bytes: 
 
 
 def forecast_bytes(config: ModelConfig, cfg: PretrainConfig, tokens: int, layers: Layers = "plain") -> int:
-    """What model/flops.py says of a step on a GPU."""
+    """What model/network/flops.py says of a step on a GPU."""
     shape = TrainingShape(
         tokens=tokens, seq_len=cfg.sequence_length, precision=cfg.precision, optimizer=cfg.optimizer, layers=layers,
         device="cuda",

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from benchmarks.training_text import ROW, TokenStreams
 from flows.recipe import load_plan
-from model.data import Ints, Ramp, WindowBatches, visit
-from model.objectives import NextToken
-from model.optim import learning_rate_factor, set_learning_rates
-from model.train import AVERAGE_EVERY
-from model.transformer import Transformer
-from tasks.execution import Execution
-from tasks.pretrain import PretrainConfig, model_shape
-from tasks.training import place_objective
+from model.network.transformer import Transformer
+from model.training.data import Ints, Ramp, WindowBatches, visit
+from model.training.loop import AVERAGE_EVERY
+from model.training.objectives import NextToken
+from model.training.optim import learning_rate_factor, set_learning_rates
+from tasks.mechanism.execution import Execution
+from tasks.train.job import place_objective
+from tasks.train.pretrain import PretrainConfig, model_shape
 
 CPU = torch.device("cpu")
 EVALUATION_ROWS = 16

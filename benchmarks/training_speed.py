@@ -22,9 +22,9 @@ from benchmarks.peers.nanochat_gpt import Nanochat, NanochatShape, NanochatTunin
 from benchmarks.report import Figure
 from benchmarks.training_quality import Ours
 from flows.recipe import load_plan
-from model.flops import flops_per_token, num_parameters
-from model.shape import ModelConfig
-from tasks.pretrain import PretrainConfig, model_shape
+from model.network.flops import flops_per_token, num_parameters
+from model.network.shape import ModelConfig
+from tasks.train.pretrain import PretrainConfig, model_shape
 
 SideName = Literal["ours", "nanochat", "nanochat, not compiled", "Hugging Face"]
 ROW, ROWS_AT_ONCE = 256, 16
@@ -173,7 +173,7 @@ def matmul_peak() -> float:
 
 
 def share_of_peak(scale: Scale) -> list[Figure]:
-    """Model FLOPs of a step (PaLM's count, as model/flops.py) over time, as a share of the core's matmul peak."""
+    """Model FLOPs of a step (PaLM's count, as model/network/flops.py) over time, as a share of the matmul peak."""
     torch.set_num_threads(1)
     ours, parts = Ours(scale.config, scale.vocab_size), random_parts(scale)
     our_step(ours, parts)

@@ -8,16 +8,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from model.data import Ramp, WindowBatches, plan_steps
-from model.tokenizer import Tokenizer, train_bpe
-from tasks.documents import document_shards
-from tasks.execution import Execution
-from tasks.ingest import IngestConfig, ingest
-from tasks.pack import split_of
-from tasks.source import resolve_source
-from tasks.stage import build
-from tasks.tokenizer import write_tokenizer
-from tasks.training import bytes_of_tokens
+from model.training.data import Ramp, WindowBatches, plan_steps
+from model.vocabulary.tokenizer import Tokenizer, train_bpe
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.stage import build
+from tasks.text.documents import document_shards
+from tasks.text.ingest import IngestConfig, ingest
+from tasks.text.source import resolve_source
+from tasks.tokens.pack import split_of
+from tasks.tokens.tokenizer import write_tokenizer
+from tasks.train.job import bytes_of_tokens
 
 VALIDATION_SHARE = 0.03
 SPLITS = ("train", "in_domain", "out_of_domain")

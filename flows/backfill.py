@@ -13,14 +13,14 @@ from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 
 from flows.backfill_plan import Dates, corpus_as_of, missing_line, plan_backfill
-from flows.backfill_report import Backfilled, BackfillStopped, backfill_markdown, so_far
-from flows.ingest import WatchConfig, as_state, look
-from flows.news import News
 from flows.pipeline import artifact_key
 from flows.recipe import Recipe
-from tasks.execution import Execution
-from tasks.progress import console
-from tasks.store import Store
+from flows.show.backfill import Backfilled, BackfillStopped, backfill_markdown, so_far
+from flows.show.news import News
+from flows.watch import WatchConfig, as_state, look
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.progress import console
+from tasks.mechanism.store import Store
 
 
 @flow(name="backfill", log_prints=False)

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from flows.recipe import Recipe
 from flows.seen import Seen, read_seen
-from tasks.dated import DatedAddress, DateRange, Every, chunks, missing, parse_dated, ranges_of
-from tasks.execution import arrange_form
-from tasks.progress import format_count
-from tasks.source import DatedFile, list_dated, source_of_files
-from tasks.store import Store
+from tasks.mechanism.execution import arrange_form
+from tasks.mechanism.progress import format_count
+from tasks.mechanism.store import Store
+from tasks.text.dated import DatedAddress, DateRange, Every, chunks, missing, parse_dated, ranges_of
+from tasks.text.source import DatedFile, list_dated, source_of_files
 
 
 class Dates(BaseModel):

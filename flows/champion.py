@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict
 
 from flows.graph import Incumbent, Products, Start
 from flows.recipe import Recipe
-from tasks.runs import RunRecord
-from tasks.store import Artifact, Manifest, Store, StoreDamage, now_utc, write_atomically
+from tasks.mechanism.runs import RunRecord
+from tasks.mechanism.store import Artifact, Manifest, Store, StoreDamage, now_utc, write_atomically
 from tasks.track import Role
 
 

@@ -4,8 +4,8 @@ Training checks it too, when it starts: after hours, where it is the second of t
 """
 
 from flows.recipe import Recipe
-from tasks.execution import Execution
-from tasks.training import TrainingConfig
+from tasks.mechanism.execution import Execution
+from tasks.train.job import TrainingConfig
 
 
 def check_training(recipe: Recipe, execution: Execution) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tasks.store import Manifest
+from tasks.mechanism.store import Manifest
 
 # Half the width, in log space, that one earlier run leaves open: a shared machine varies by about 1.6 times.
 SINGLE_RUN_LOG_SPREAD = math.log(1.6)

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.champion import Champion
-from tasks.dedup import index_folder
-from tasks.dedup_index import unclaimed
-from tasks.runs import list_runs, run_folder
-from tasks.store import Manifest, Store
+from tasks.mechanism.runs import list_runs, run_folder
+from tasks.mechanism.store import Manifest, Store
+from tasks.text.dedup.dedup import index_folder
+from tasks.text.dedup.index import unclaimed
 
 
 @dataclass(frozen=True)

@@ -4,22 +4,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flows.recipe import Recipe
-from tasks.conversations import conversations
-from tasks.decontaminate import decontaminate
-from tasks.dedup import dedup
-from tasks.dpo import dpo
-from tasks.evaluate import evaluate
-from tasks.filter import filter
-from tasks.gate import gate
-from tasks.ingest import ingest
-from tasks.pack import pack
-from tasks.preferences import preferences
-from tasks.pretrain import pretrain
-from tasks.quantize import quantize
-from tasks.sft import sft
-from tasks.source import Source
-from tasks.stage import Artifact, Input, Runner
-from tasks.tokenizer import tokenizer
+from tasks.chats.conversations import conversations
+from tasks.chats.preferences import preferences
+from tasks.evaluation.evaluate import evaluate
+from tasks.evaluation.gate import gate
+from tasks.mechanism.stage import Artifact, Input, Runner
+from tasks.models.quantize import quantize
+from tasks.text.decontaminate import decontaminate
+from tasks.text.dedup.dedup import dedup
+from tasks.text.filter import filter
+from tasks.text.ingest import ingest
+from tasks.text.source import Source
+from tasks.tokens.pack import pack
+from tasks.tokens.tokenizer import tokenizer
+from tasks.train.dpo import dpo
+from tasks.train.pretrain import pretrain
+from tasks.train.sft import sft
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
-from flows.report import loss_markdown
-from tasks.progress import format_count, format_seconds
-from tasks.stage import Observer
+from flows.show.markdown import loss_markdown
+from tasks.mechanism.progress import format_count, format_seconds
+from tasks.mechanism.stage import Observer
 
 PROGRESS_INTERVAL_S = 3.0
 CURVE_INTERVAL_S = 15.0

@@ -19,16 +19,16 @@ from flows.champion import describe_start
 from flows.observers import PrefectObserver, Together
 from flows.plan import make_plan, plan_markdown
 from flows.recipe import Recipe
-from flows.report import stage_markdown, summary_markdown
 from flows.run import execute
 from flows.runners import InProcess
-from flows.servers import live_addresses
-from flows.summary import summarise
-from tasks.execution import Execution
-from tasks.progress import format_seconds
-from tasks.runs import RunRecord, Status
-from tasks.stage import Input, Outcome, Stage, lookup, obtain
-from tasks.store import Store
+from flows.servers.processes import live_addresses
+from flows.show.markdown import stage_markdown, summary_markdown
+from flows.show.summary import summarise
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.progress import format_seconds
+from tasks.mechanism.runs import RunRecord, Status
+from tasks.mechanism.stage import Input, Outcome, Stage, lookup, obtain
+from tasks.mechanism.store import Store
 from tasks.track import open_tracker
 
 TRAINING_SLOT = "gpu"

@@ -13,11 +13,11 @@ from flows.forecast import Forecast, forecast, total, work_of
 from flows.graph import pipeline
 from flows.recipe import Recipe
 from flows.run import resolve_sources
-from tasks.execution import Execution
-from tasks.mirror import Mirror
-from tasks.progress import format_seconds
-from tasks.stage import C, Input, Outcome, Stage, lookup
-from tasks.store import Artifact, Manifest, Store
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.mirror import Mirror
+from tasks.mechanism.progress import format_seconds
+from tasks.mechanism.stage import C, Input, Outcome, Stage, lookup
+from tasks.mechanism.store import Artifact, Manifest, Store
 
 _PENDING = "pending:"
 Status = Literal["cached", "run", "maybe"]

@@ -1,10 +1,10 @@
 """Make the models of a run the champion because a person says so, whatever the gate said."""
 
 from flows.champion import Champion, crown, find_champion
-from flows.summary import MODEL_LABELS
-from tasks.execution import Execution
-from tasks.runs import RunRecord, artifact_of
-from tasks.store import Store
+from flows.show.summary import MODEL_LABELS
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.runs import RunRecord, artifact_of
+from tasks.mechanism.store import Store
 from tasks.track import assign_role
 
 

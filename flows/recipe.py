@@ -9,21 +9,21 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from tasks.conversations import ConversationsConfig
-from tasks.decontaminate import DecontaminateConfig
-from tasks.dedup import DedupConfig
-from tasks.dpo import DpoConfig
-from tasks.evaluate import EvaluateConfig
-from tasks.execution import Execution, arrange_form
-from tasks.filter import FilterConfig
-from tasks.gate import GateConfig
-from tasks.ingest import IngestConfig
-from tasks.pack import PackConfig
-from tasks.preferences import PreferencesConfig
-from tasks.pretrain import PretrainConfig
-from tasks.quantize import QuantizeConfig
-from tasks.sft import SftConfig
-from tasks.tokenizer import TokenizerConfig
+from tasks.chats.conversations import ConversationsConfig
+from tasks.chats.preferences import PreferencesConfig
+from tasks.evaluation.evaluate import EvaluateConfig
+from tasks.evaluation.gate import GateConfig
+from tasks.mechanism.execution import Execution, arrange_form
+from tasks.models.quantize import QuantizeConfig
+from tasks.text.decontaminate import DecontaminateConfig
+from tasks.text.dedup.dedup import DedupConfig
+from tasks.text.filter import FilterConfig
+from tasks.text.ingest import IngestConfig
+from tasks.tokens.pack import PackConfig
+from tasks.tokens.tokenizer import TokenizerConfig
+from tasks.train.dpo import DpoConfig
+from tasks.train.pretrain import PretrainConfig
+from tasks.train.sft import SftConfig
 
 PRESET_FOLDER = Path(__file__).resolve().parent.parent / "deployments" / "recipes"
 PYTHON_DOCS = "python-docs"

@@ -8,10 +8,10 @@ from flows.check import check_training
 from flows.graph import Prepared, Products, Sources, prepare, train
 from flows.recipe import Recipe
 from flows.runners import InProcess
-from tasks.execution import Execution
-from tasks.runs import RunRecord
-from tasks.source import resolve_source
-from tasks.store import Store
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.runs import RunRecord
+from tasks.mechanism.store import Store
+from tasks.text.source import resolve_source
 from tasks.track import Tracker
 
 MakeRunner = Callable[[Recipe, Execution, Tracker, Mapping[str, str]], InProcess]

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from flows.recipe import Recipe
-from flows.report import report_files
-from tasks.execution import Execution
-from tasks.progress import console, format_seconds
-from tasks.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
-from tasks.stage import C, Input, Outcome, Stage, obtain
-from tasks.store import Artifact, Store, explain_full_disk, now_utc
+from flows.show.markdown import report_files
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.progress import console, format_seconds
+from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
+from tasks.mechanism.stage import C, Input, Outcome, Stage, obtain
+from tasks.mechanism.store import Artifact, Store, explain_full_disk, now_utc
 from tasks.track import Tracker
 
 

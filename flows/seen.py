@@ -6,8 +6,8 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from flows.recipe import Recipe
-from tasks.dated import parse_dated
-from tasks.store import Store, write_atomically
+from tasks.mechanism.store import Store, write_atomically
+from tasks.text.dated import parse_dated
 
 
 class Seen(BaseModel):

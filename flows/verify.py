@@ -8,9 +8,9 @@ from flows.graph import Sources, Start
 from flows.recipe import Recipe
 from flows.run import build_models, execute, resolve_sources, source_digests
 from flows.runners import InProcess
-from tasks.execution import Execution
-from tasks.runs import RunRecord
-from tasks.store import Store, StoreDamage
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.runs import RunRecord
+from tasks.mechanism.store import Store, StoreDamage
 from tasks.track import Untracked
 
 

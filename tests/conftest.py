@@ -21,7 +21,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
 )
 
-from tasks.execution import Execution
+from tasks.mechanism.execution import Execution
 
 
 @pytest.fixture

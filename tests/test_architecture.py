@@ -14,17 +14,17 @@ HOMES = {
     "prefect": ("flows/",),
     "mlflow": ("tasks/track/",),
     "datasketch": ("model/",),
-    "tokenizers": ("model/tokenizer.py", "model/other_tokenizers.py"),
-    "tiktoken": ("model/tokenizer.py", "model/other_tokenizers.py"),
-    "datasets": ("tasks/readers/hub.py",),
-    "transformers": ("tasks/export.py",),
-    "accelerate": ("model/parallel.py",),
-    "deepspeed": ("model/zero.py",),
-    "gguf": ("tasks/export.py",),
-    "distributed": ("tasks/engines.py",),
-    "ray": ("tasks/engines.py", "tasks/ray_launcher.py"),
+    "tokenizers": ("model/vocabulary/tokenizer.py", "model/vocabulary/other_tokenizers.py"),
+    "tiktoken": ("model/vocabulary/tokenizer.py", "model/vocabulary/other_tokenizers.py"),
+    "datasets": ("tasks/text/readers/hub.py",),
+    "transformers": ("tasks/models/export.py",),
+    "accelerate": ("model/training/parallel.py",),
+    "deepspeed": ("model/training/zero.py",),
+    "gguf": ("tasks/models/export.py",),
+    "distributed": ("tasks/mechanism/engines.py",),
+    "ray": ("tasks/mechanism/engines.py", "tasks/mechanism/launch/ray_cluster.py"),
     "fsspec": ("tasks/",),
-    "matplotlib": ("tasks/plots.py",),
+    "matplotlib": ("tasks/evaluation/plots.py",),
 }
 
 
@@ -48,7 +48,7 @@ def imports(path: Path) -> set[str]:
 def stage_modules() -> set[str]:
     """Modules that declare a stage."""
     found = set()
-    for path in (ROOT / "tasks").glob("*.py"):
+    for path in (ROOT / "tasks").rglob("*.py"):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.FunctionDef):
                 names = {getattr(getattr(d, "func", None), "id", "") for d in node.decorator_list}
@@ -65,7 +65,7 @@ def test_layers_point_one_way(path: Path) -> None:
 
 def test_stages_never_import_each_other() -> None:
     stages = stage_modules()
-    assert {"tasks.filter", "tasks.dedup", "tasks.pretrain"} <= stages
+    assert {"tasks.text.filter", "tasks.text.dedup.dedup", "tasks.train.pretrain"} <= stages
     for name in stages:
         path = ROOT.joinpath(*name.split(".")).with_suffix(".py")
         others = {m for m in imports(path) if m in stages - {name}}

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 from transformers.utils import logging
 
-from model.shape import ModelConfig
+from model.network.shape import ModelConfig
 
 
 class _Rows(Dataset[dict[str, torch.Tensor]]):

@@ -6,9 +6,9 @@ person would look for the run there; one that goes away later is caught up with,
 
 from typing import Literal, Protocol
 
-from tasks.execution import NO_TRACKING, Execution
-from tasks.runs import RunRecord, Status
-from tasks.stage import Observer, Outcome, Silent
+from tasks.mechanism.execution import NO_TRACKING, Execution
+from tasks.mechanism.runs import RunRecord, Status
+from tasks.mechanism.stage import Observer, Outcome, Silent
 
 __all__ = ["Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
 

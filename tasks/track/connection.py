@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tasks.execution import Execution
+from tasks.mechanism.execution import Execution
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
-from tasks.plots import stage_plots
-from tasks.progress import console
-from tasks.runs import RunRecord, flatten
-from tasks.stage import Outcome
-from tasks.store import Store
+from tasks.evaluation.plots import stage_plots
+from tasks.mechanism.progress import console
+from tasks.mechanism.runs import RunRecord, flatten
+from tasks.mechanism.stage import Outcome
+from tasks.mechanism.store import Store
 from tasks.track.connection import Connection
 
 PARENT_CURVE_POINTS = 200

@@ -12,8 +12,8 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
-from tasks.runs import RunRecord
-from tasks.stage import Outcome
+from tasks.mechanism.runs import RunRecord
+from tasks.mechanism.stage import Outcome
 from tasks.track import Role, delivery
 from tasks.track.connection import Connection
 

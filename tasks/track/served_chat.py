@@ -16,7 +16,7 @@ class ServedChat(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights."""
-        from tasks.chat import ChatModel
+        from tasks.models.chat import ChatModel
 
         self._model = ChatModel.load(Path(context.artifacts["model"]))
 

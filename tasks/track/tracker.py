@@ -11,12 +11,12 @@ from typing import TextIO
 from mlflow.entities import Metric
 from pydantic import BaseModel, ConfigDict
 
-from tasks.execution import Execution
-from tasks.plots import read_curve
-from tasks.progress import console
-from tasks.runs import RunRecord, Status, run_folder
-from tasks.stage import Observer, Outcome, curve_path
-from tasks.store import Artifact, Store, write_atomically
+from tasks.evaluation.plots import read_curve
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.progress import console
+from tasks.mechanism.runs import RunRecord, Status, run_folder
+from tasks.mechanism.stage import Observer, Outcome, curve_path
+from tasks.mechanism.store import Artifact, Store, write_atomically
 from tasks.track import Role, delivery, registry
 from tasks.track.connection import Connection, tracking_folder
 

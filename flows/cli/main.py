@@ -1,0 +1,202 @@
+"""`bessemer <verb>`: parse, call, print; a mistake of the user ends in one paragraph, never in a stack trace."""
+
+import argparse
+import atexit
+import gc
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from flows.cli import text_verbs, verbs
+from flows.recipe import preset_names
+from tasks.mechanism.progress import console
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+YOUNG_OBJECTS = 10_000
+"""Made before Python looks among them for garbage; its own 700 makes it look often while 330,000 come to stay."""
+MAX_SHARE = 100
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The entry point of the `bessemer` command."""
+    # Threads that wait for each other must sleep, not spin, where others work too: 3 times faster on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if arguments is None:
+        _spare_the_collector()
+    options = build_parser().parse_args(arguments)
+    try:
+        code = options.verb(options)
+    except ValueError as error:
+        if options.debug:
+            raise
+        console.print(f"\n[bold red]bessemer {options.verb_name}[/bold red]: ", end="")
+        console.print(str(error), markup=False)
+        sys.exit(EXIT_USER_ERROR)
+    except KeyboardInterrupt:
+        console.print("\nStopped. What was built is kept; the same command goes on from the last checkpoint.")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    sys.exit(code or 0)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="bessemer", description="Raw text in, a chat model out.")
+    adder = parser.add_subparsers(title="verbs", required=True, dest="verb_name", metavar="VERB")
+
+    run = _add_verb(adder, "run", verbs.run, "run the pipeline from text to a quantized chat model")
+    _add_recipe_options(run)
+    run.add_argument("--in-process", action="store_true", help="run without Prefect; the graph is the same")
+    run.add_argument("--no-tracking", action="store_true", help="do not record the run in MLflow")
+
+    plan = _add_verb(adder, "plan", verbs.plan, "say what would run, why and how long; build nothing")
+    _add_recipe_options(plan)
+
+    backfill = _add_verb(adder, "backfill", text_verbs.backfill, "take in a past range of dated folders, date by date")
+    _add_recipe_options(backfill)
+    backfill.add_argument("--from", default="", metavar="DATE", dest="first", help="first date; default: the earliest")
+    backfill.add_argument("--to", default="", metavar="DATE", dest="last", help="last date; default: the latest")
+    backfill.add_argument(
+        "--every", default="day", choices=["day", "week", "month"], help="what becomes one increment; default day"
+    )
+    _add_watch_options(backfill)
+    backfill.add_argument("--plan", action="store_true", help="say which dates would be taken in; take in nothing")
+    backfill.add_argument("--no-tracking", action="store_true", help="do not record the runs in MLflow")
+
+    show = _add_verb(adder, "show", verbs.show, "show the summary of a run")
+    show.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
+
+    compare = _add_verb(adder, "compare", verbs.compare, "say what differs between two runs, and what became of it")
+    compare.add_argument("before", help="a run's id or its beginning, or champion")
+    compare.add_argument("after", nargs="?", default="", help="the same; the latest run if left out")
+    compare.add_argument("--samples", type=int, default=3, help="documents to show of each kind of change")
+    compare.add_argument("--html", default="", metavar="FILE", help="write a page instead, in one file")
+
+    chat = _add_verb(adder, "chat", verbs.chat, "talk to a model")
+    chat.add_argument(
+        "--model", default="", help="base, sft, dpo, int8 or fp4 of a run, or a model folder; default int8"
+    )
+    chat.add_argument("--run", default="", help="the run whose model it is; default: the champion, else the latest")
+    chat.add_argument("--message", default="", help="ask this and leave, instead of a conversation")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
+    chat.add_argument("--max-tokens", type=int, default=200, help="longest answer, in tokens")
+
+    up = _add_verb(adder, "up", verbs.up, "start Prefect's and MLflow's dashboards and a worker")
+    up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
+    up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
+    up.add_argument(
+        "--overlap",
+        default="wait",
+        choices=["wait", "skip"],
+        help="what becomes of a look for new text that is due while another is under way",
+    )
+
+    schedule = _add_verb(adder, "schedule", text_verbs.schedule, "have a running `bessemer up` look for new text")
+    _add_recipe_options(schedule)
+    schedule.add_argument("--cron", default="0 2 * * *", help="when to look; default: at two in the night")
+    schedule.add_argument("--timezone", default="UTC", help="of --cron, such as Europe/Berlin; default UTC")
+    _add_watch_options(schedule)
+    schedule.add_argument("--off", action="store_true", help="look no longer for this recipe")
+
+    notify = _add_verb(adder, "notify", text_verbs.notify, "tell a running `bessemer up` that new text has arrived")
+    notify.add_argument("path", type=Path, help="the file or folder")
+
+    inspect = _add_verb(adder, "inspect", verbs.inspect, "show what filter or dedup dropped, why, and what if")
+    inspect.add_argument("stage", choices=["filter", "dedup"], help="the stage to look into")
+    inspect.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
+    inspect.add_argument("--samples", type=int, default=3, help="documents, or pairs, to show")
+    inspect.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings", help="e.g. filter.min_words=20"
+    )
+    inspect.add_argument("--html", default="", metavar="FILE", help="write a page with movable thresholds (filter)")
+
+    export = _add_verb(adder, "export", verbs.export, "write a model for other engines")
+    export.add_argument("--model", default="dpo", help="base, sft, dpo, int8 or fp4 of a run, or a model folder")
+    export.add_argument("--run", default="", help="the run whose model it is; default: the champion, else the latest")
+    export.add_argument("--output", required=True, help="file (GGUF) or folder (hf) to write")
+    export.add_argument(
+        "--format", default="f16", choices=["hf", "f32", "f16", "bf16", "q8_0", "nvfp4"], help="hf, or GGUF weights"
+    )
+
+    verify = _add_verb(adder, "verify", verbs.verify, "build a run again in an empty store and compare the digests")
+    verify.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
+
+    promote = _add_verb(adder, "promote", verbs.promote, "make a run's models the champion, whatever the gate said")
+    promote.add_argument("run", help="the run's id or its beginning")
+    promote.add_argument(
+        "--tracking-uri",
+        default=os.environ.get("BESSEMER_TRACKING_URI", ""),
+        help="MLflow server or database that has the run (BESSEMER_TRACKING_URI); default: the one in the home folder",
+    )
+
+    collect = _add_verb(adder, "gc", verbs.gc, "remove what no kept run and no champion needs")
+    collect.add_argument("--keep", type=int, default=5, help="how many of the latest runs to keep")
+    collect.add_argument("--dry-run", action="store_true", help="say what would be removed")
+    return parser
+
+
+def _spare_the_collector() -> None:
+    """Look for garbage seldom while importing, and never at the end: that took a third of a cached run's CPU time."""
+    gc.set_threshold(YOUNG_OBJECTS)
+    atexit.register(gc.freeze)
+
+
+def _add_verb(
+    adder: Any, name: str, verb: Callable[[argparse.Namespace], int | None], summary: str
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = adder.add_parser(name, help=summary, description=summary)
+    parser.set_defaults(verb=verb)
+    home = os.environ.get("BESSEMER_HOME", ".bessemer")
+    parser.add_argument("--home", type=Path, default=Path(home), help="folder of all state (BESSEMER_HOME)")
+    parser.add_argument("--json", action="store_true", help="print JSON with stable keys (docs/cli.md)")
+    parser.add_argument("--debug", action="store_true", help="show the stack trace of an error")
+    return parser
+
+
+def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "recipe", nargs="?", default="demo", help=f"a preset ({', '.join(preset_names())}) or a YAML file; default demo"
+    )
+    parser.add_argument(
+        "--corpus", default="", help="text to learn from: folder, file, glob, crawl/{date} or hub data set id"
+    )
+    parser.add_argument("--sft", default="", help="conversations: OpenAI messages, Alpaca or ShareGPT layout")
+    parser.add_argument("--preferences", default="", help="pairs: prompt, chosen and rejected as text or messages")
+    parser.add_argument("--benchmarks", default="", help="test files whose text must not be learned from")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. dpo.beta=0.2", dest="settings"
+    )
+    parser.add_argument("--workers", type=int, default=0, help="processes that share the data stages")
+    parser.add_argument("--processes", type=int, default=0, help="training processes, one per GPU")
+    parser.add_argument("--strategy", default="", choices=["", "ddp", "fsdp2", "deepspeed"], help="how they share")
+    parser.add_argument(
+        "--launcher", default="", choices=["", "torchrun", "ray"], help="what starts them; ray needs engine_address"
+    )
+
+
+def _add_watch_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--retrain",
+        default="",
+        choices=["never", "when grown", "always"],
+        help="when to train: never, once there is enough new text (default), or on any new text",
+    )
+    parser.add_argument(
+        "--new-share", type=_share, default=None, help="share of new tokens that is enough; default 0.05"
+    )
+    parser.add_argument(
+        "--promote", default="", choices=["by the gate", "never"], help="who makes a new model the champion"
+    )
+
+
+def _share(text: str) -> float:
+    """A share that `watch.new_share` takes; argparse says which option was wrong."""
+    share = float(text)
+    if not 0 <= share <= MAX_SHARE:
+        raise argparse.ArgumentTypeError(f"{text} found, 0 to {MAX_SHARE} expected")
+    return share

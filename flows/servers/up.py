@@ -1,0 +1,175 @@
+"""`bessemer up`: Prefect's server, MLflow's server and a worker as one, until Ctrl-C; loopback only."""
+
+import fcntl
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from flows.recipe import Recipe
+from flows.servers.deployments import COLLISION_STRATEGIES, ROOT, WORK_POOL, Overlap
+from flows.servers.processes import (
+    LOOPBACK,
+    START_TIMEOUT_S,
+    Addresses,
+    Child,
+    forget_addresses,
+    is_port_free,
+    prefect_environment,
+    save_addresses,
+    server_folder,
+    start_child,
+    start_mlflow,
+    start_prefect,
+    wait_until_healthy,
+)
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.identity import canonical_json
+from tasks.mechanism.progress import console
+from tasks.mechanism.store import Store, file_sha256, write_atomically
+from tasks.track.connection import quiet_environment
+
+POLL_S = 0.5
+
+
+class Stopped(BaseException):
+    """Somebody asked us to stop."""
+
+
+def serve(home: Path, prefect_port: int, mlflow_port: int, overlap: Overlap = "wait") -> None:
+    """Run the servers and a worker until SIGINT or SIGTERM, or until one of them ends.
+
+    `overlap` says what becomes of a look for new text that is due while another of its deployment is under way.
+
+    Raises:
+        ValueError: a port is taken, another `up` serves this home, or a server ended by itself.
+    """
+    Store(home)
+    os.environ["BESSEMER_OVERLAP"] = COLLISION_STRATEGIES[overlap]
+    with _only_one(home), _raise_on_signals(), ExitStack() as running:
+        _check_port(prefect_port, "--prefect-port", "Prefect's")
+        _check_port(mlflow_port, "--mlflow-port", "MLflow's")
+        try:
+            children = _start_all(home, prefect_port, mlflow_port, running)
+            _watch(children)
+        except Stopped:
+            console.print("\nStopping the servers.")
+
+
+def _start_all(home: Path, prefect_port: int, mlflow_port: int, running: ExitStack) -> list[Child]:
+    addresses = Addresses(
+        prefect=f"http://{LOOPBACK}:{prefect_port}", mlflow=f"http://{LOOPBACK}:{mlflow_port}", pid=os.getpid()
+    )
+    quiet_environment()
+    os.environ.update(prefect_environment(home))
+    os.environ.update(PREFECT_API_URL=addresses.prefect_api, BESSEMER_HOME=str(home.resolve()))
+    console.print("Starting the servers (the first time they also create their databases).")
+    prefect = _kept(start_prefect(home, prefect_port), running)
+    mlflow = _kept(start_mlflow(home, mlflow_port), running)
+    wait_until_healthy(prefect, f"{addresses.prefect_api}/health")
+    _deploy(home, running)
+    worker = _kept(_start_worker(home), running)
+    wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
+    save_addresses(home, addresses)
+    running.callback(forget_addresses, home)
+    print(f"Prefect: {addresses.prefect}\nMLflow:  {addresses.mlflow}", flush=True)
+    console.print(f"Runs are started from Prefect's page or by `bessemer run`. Logs: {server_folder(home)}")
+    console.print("Ctrl-C stops everything.")
+    return [prefect, mlflow, worker]
+
+
+def _kept(child: Child, running: ExitStack) -> Child:
+    """Have the child stopped on the way out, the last started first."""
+    running.callback(child.stop)
+    return child
+
+
+def _deploy(home: Path, running: ExitStack) -> None:
+    """Deploy prefect.yaml, unless the same one, with the same form, is in this home's database: it takes 10 s."""
+    marker = home / "prefect" / "deployed.sha256"
+    form = canonical_json([kind.model_json_schema() for kind in (Recipe, Execution)])
+    wanted = file_sha256(ROOT / "prefect.yaml") + hashlib.sha256(form).hexdigest() + str(home.resolve())
+    wanted += os.environ["BESSEMER_OVERLAP"]
+    if marker.exists() and marker.read_text() == wanted:
+        return
+    child = _kept(start_child(home, "deploy", "flows.servers.deployments", ["apply"], {}), running)
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while child.process.poll() is None:
+        if time.monotonic() > deadline:
+            raise ValueError(f"prefect.yaml was not deployed within {START_TIMEOUT_S:.0f} s:\n{child.log_tail()}")
+        time.sleep(0.1)
+    if child.process.returncode != 0:
+        raise ValueError(f"prefect.yaml could not be deployed. Its log, {child.log}:\n{child.log_tail()}")
+    write_atomically(marker, wanted.encode())
+
+
+def _start_worker(home: Path) -> Child:
+    return start_child(
+        home, "worker", "prefect", ["worker", "start", "--pool", WORK_POOL, "--name", f"bessemer-{os.getpid()}"], {}
+    )
+
+
+def _watch(children: list[Child]) -> None:
+    """Return never; raise when one of them is gone."""
+    while True:
+        for child in children:
+            if child.process.poll() is not None:
+                raise ValueError(
+                    f"The {child.name} process ended by itself (exit code {child.process.returncode}), so the others "
+                    f"were stopped. Its log, {child.log}:\n{child.log_tail()}"
+                )
+        time.sleep(POLL_S)
+
+
+def _check_port(port: int, option: str, whose: str) -> None:
+    if not is_port_free(port):
+        raise ValueError(
+            f"Port {port} is taken by another process, so {whose} server cannot listen on it. Stop that process, or "
+            f"choose another port with {option}."
+        )
+
+
+@contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Refuse a second `up` for the same home; the kernel frees the lock however its holder ends."""
+    path = server_folder(home) / "up.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"`bessemer up` already serves {home.resolve()} (process {_holder(stream)}). Use its dashboards, or "
+                "stop it first."
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def _holder(stream: TextIO) -> str:
+    stream.seek(0)
+    return stream.read() or "unknown"
+
+
+@contextmanager
+def _raise_on_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM stop us in an orderly way, once; while we are stopping, more of them change nothing."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for name in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(name, signal.SIG_IGN)
+        raise Stopped
+
+    before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)

@@ -1,0 +1,216 @@
+"""Text from a model: a key-value cache, seeded sampling, and a stream of tokens that ends where it should.
+
+Two decoders keep the past and give the logits of the next token: `TorchDecoder` here, on any device, and the compiled
+`model.decoding.engine.Engine` on a CPU. The rest (what to pick, when to stop) is the same for both.
+"""
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.network.attention import attention
+from model.network.rope import rotation
+from model.network.transformer import Block, Transformer
+from model.vocabulary.tokenizer import Tokenizer
+
+Floats = NDArray[np.float32]
+
+_FIRST_CAPACITY = 256  # positions a fresh cache holds; it doubles when full
+
+
+class Decoder(Protocol):
+    """A model with a memory of the tokens it has read."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that it can hold."""
+
+    @property
+    def tokens(self) -> Sequence[int]:
+        """The tokens read so far."""
+
+    def append(self, ids: Sequence[int]) -> Floats:
+        """Read more tokens (at least one); the logits of the token after them: (vocab,)."""
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+
+
+class TorchDecoder:
+    """A `Transformer` with a key-value cache, one sequence."""
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model.eval()
+        self.context_length = model.config.context_length
+        self.tokens: list[int] = []
+        config = model.config
+        shape = (config.num_layers, 2, 1, config.num_kv_heads, _FIRST_CAPACITY, config.head_dim)
+        weight = model.model.norm.weight
+        self._cache = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+
+    def truncate(self, length: int) -> None:
+        """Forget all tokens but the first `length`."""
+        del self.tokens[length:]
+
+    @torch.inference_mode()
+    def append(self, ids: Sequence[int]) -> Floats:
+        """Read more tokens; the logits of the token after them: (vocab,)."""
+        check_room(self, len(ids))
+        past = len(self.tokens)
+        self._reserve(past + len(ids))
+        device = self._cache.device
+        positions = torch.arange(past, past + len(ids), device=device)[None]
+        config, decoder = self.model.config, self.model.model
+        x = decoder.embed_tokens(torch.tensor([list(ids)], device=device))
+        turn = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling, x.dtype)
+        branch: Tensor | None = None
+        for layer, cache in zip(decoder.layers, self._cache):
+            assert isinstance(layer, Block)
+            x, normed = layer.input_layernorm.add(x, branch)
+            q, k, v = layer.self_attn._heads(normed, turn)
+            cache[0, :, :, past : past + len(ids)], cache[1, :, :, past : past + len(ids)] = k, v
+            keys, values = cache[:, :, :, : past + len(ids)]
+            mixed = attention(q, keys, values)
+            x, normed = layer.post_attention_layernorm.add(x, layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2)))
+            branch = layer.mlp(normed)
+        last = decoder.norm.add(x, branch)[1][0, -1]
+        self.tokens += ids
+        return F.linear(last, self.model.head_weight).float().cpu().numpy()
+
+    def _reserve(self, length: int) -> None:
+        capacity = self._cache.shape[4]
+        if length <= capacity:
+            return
+        grown = min(max(length, 2 * capacity), self.context_length)
+        self._cache = F.pad(self._cache, (0, 0, 0, grown - capacity))
+
+
+def check_room(decoder: Decoder, more: int) -> None:
+    """Refuse to read past the context.
+
+    Raises:
+        ValueError: with both lengths.
+    """
+    wanted = len(decoder.tokens) + more
+    if wanted > decoder.context_length:
+        raise ValueError(
+            f"The text has {wanted} tokens, but the model reads at most {decoder.context_length} (context_length). "
+            "Shorten the conversation, or train with a longer context."
+        )
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is picked; temperature 0 is greedy, top_k 0 and top_p 1 leave all tokens in."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"Sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self.temperature}, "
+                f"{self.top_k} and {self.top_p}."
+            )
+
+
+def probabilities(logits: Floats, sampling: Sampling) -> NDArray[np.float64]:
+    """The distribution that is drawn from: temperature, then top-k, then top-p (arXiv:1904.09751), as transformers.
+
+    logits: (vocab,); of `sampling` the temperature must not be 0.
+    """
+    scaled = logits.astype(np.float64) / sampling.temperature
+    if 0 < sampling.top_k < len(scaled):
+        kth = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
+        scaled = np.where(scaled < kth, -np.inf, scaled)
+    weights: NDArray[np.float64] = np.exp(scaled - scaled.max())
+    weights /= weights.sum()
+    if sampling.top_p < 1:
+        order = np.argsort(-weights, kind="stable")
+        before = np.cumsum(weights[order]) - weights[order]
+        weights[order[before >= sampling.top_p]] = 0.0  # the token that crosses the border stays in
+        weights /= weights.sum()
+    return weights
+
+
+class Sampler:
+    """Picks tokens one after the other; the same seed and logits give the same tokens."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.Generator(np.random.Philox(sampling.seed))
+
+    def pick(self, logits: Floats) -> int:
+        """The next token. logits: (vocab,)."""
+        if self._sampling.temperature == 0:
+            return int(np.argmax(logits))
+        weights = np.cumsum(probabilities(logits, self._sampling))
+        return int(np.searchsorted(weights, self._random.random() * weights[-1], side="right"))
+
+
+@dataclass
+class Generation:
+    """A stream of new tokens; iterate over it. `finish_reason` is known at its end: "stop" or "length"."""
+
+    decoder: Decoder
+    prompt: Sequence[int]
+    stop_ids: Set[int]
+    max_tokens: int
+    sampling: Sampling = field(default_factory=Sampling)
+    finish_reason: str = ""
+
+    def __iter__(self) -> Iterator[int]:
+        """New tokens, the stop token not among them. Of the prompt only what the decoder has not yet read is read."""
+        decoder, prompt = self.decoder, list(self.prompt)
+        if not prompt:
+            raise ValueError("The prompt is empty: a model needs at least one token to go on from.")
+        shared = _common_prefix(decoder.tokens, prompt[:-1])  # the last is read again: its logits are wanted
+        decoder.truncate(shared)
+        check_room(decoder, len(prompt) - shared)
+        sampler = Sampler(self.sampling)
+        new = prompt[shared:]
+        self.finish_reason = "length"
+        for _ in range(self.max_tokens):
+            if len(decoder.tokens) + len(new) > decoder.context_length:
+                return
+            token = sampler.pick(decoder.append(new))
+            if token in self.stop_ids:
+                self.finish_reason = "stop"
+                return
+            yield token
+            new = [token]
+
+
+def generate(
+    decoder: Decoder, prompt: Sequence[int], stop_ids: Set[int], max_tokens: int, sampling: Sampling | None = None
+) -> list[int]:
+    """The whole continuation of `prompt`, without the stop token."""
+    return list(Generation(decoder, prompt, stop_ids, max_tokens, sampling or Sampling()))
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    for index, (x, y) in enumerate(zip(a, b)):
+        if x != y:
+            return index
+    return min(len(a), len(b))
+
+
+def stream_text(tokenizer: Tokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """Pieces of text as tokens come in; a character that several tokens spell appears with the last of them."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for token in ids:
+        piece = decoder.decode(tokenizer.decode_bytes([token]))
+        if piece:
+            yield piece
+    rest = decoder.decode(b"", final=True)
+    if rest:
+        yield rest

@@ -1,0 +1,327 @@
+"""The elementwise parts of a layer as autograd functions over compiled kernels, for bf16 training on a CPU.
+
+Under bf16 autocast torch makes 5-10 passes over fp32 copies for each norm, rotation and activation; these make one or
+two. Everywhere else (fp32, double, a GPU, no numba) the layer computes the plain formulas in transformer.py. The loss
+has kernels on a GPU too.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.kernels import rows as kernels
+from model.kernels.jit import COMPILED
+
+Fusion = Literal["auto", "off"]
+
+_selected: Fusion = "auto"  # a plain global: torch.compile can guard on it, not on a ContextVar
+_SMALLEST_PART = 64  # rows; below this a thread costs more than it brings
+
+
+@contextmanager
+def fusion(choice: Fusion) -> Iterator[None]:
+    """Switch the fused kernels `off`, or back to `auto`, inside the `with` block."""
+    global _selected
+    before, _selected = _selected, choice
+    try:
+        yield
+    finally:
+        _selected = before
+
+
+def applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether a layer should use the fused kernels: under bf16 autocast on a CPU, with fp32 master weights, and not
+    under torch.compile, which cannot look into them."""
+    return (
+        COMPILED
+        and not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and weight.dtype == torch.float32
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and _selected == "auto"
+    )
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the compiled kernels are for this device, and not switched off."""
+    return COMPILED and device.type == "cpu" and _selected == "auto"
+
+
+def compiled_for(x: Tensor) -> bool:
+    """Whether the compiled kernels can work on the bits of `x`."""
+    return has_kernels(x.device) and x.dtype == torch.bfloat16
+
+
+def bits(x: Tensor) -> NDArray[Any]:
+    """The memory of a contiguous tensor as numpy, bf16 as uint16."""
+    assert x.is_contiguous()
+    return (x.detach().view(torch.uint16) if x.dtype == torch.bfloat16 else x.detach()).numpy()
+
+
+@lru_cache(maxsize=1)
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads)
+
+
+def spread(kernel: Callable[..., None], count: int, *arguments: Any, smallest: int = _SMALLEST_PART) -> None:
+    """Call kernel(*arguments, start, stop) over 0:count, in as many threads as torch uses."""
+    parts = min(torch.get_num_threads(), max(1, count // smallest))
+    if parts == 1:
+        kernel(*arguments, 0, count)
+        return
+    borders = [count * part // parts for part in range(parts + 1)]
+    others = [_pool(torch.get_num_threads()).submit(kernel, *arguments, *pair) for pair in pairwise(borders[1:])]
+    kernel(*arguments, 0, borders[1])
+    for other in others:
+        other.result()
+
+
+_NO_FLOATS = np.empty((0, 0), np.float32)
+_NO_GAIN = np.empty(0, np.float32)
+_NO_BITS = np.empty((0, 0), np.uint16)
+
+
+def add_rms_norm(x: Tensor, branch: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """(x + branch in fp32, its RMSNorm in bf16): both (batch, seq, hidden)."""
+    total, normed = _AddRMSNorm.apply(x, branch, weight, eps)  # type: ignore[no-untyped-call]
+    return total, normed
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, branch: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        rows = x.contiguous().view(-1, x.shape[-1])
+        total = torch.empty_like(rows)
+        normed = torch.empty_like(rows, dtype=torch.bfloat16)
+        inverse = torch.empty(len(rows))
+        added = _NO_BITS if branch is None else bits(branch.contiguous().view(rows.shape))
+        spread(
+            kernels.add_norm,
+            len(rows),
+            *(bits(rows), added, bits(weight), eps, bits(total), bits(normed), bits(inverse)),
+        )
+        ctx.save_for_backward(total, weight, inverse)
+        ctx.has_branch = branch is not None
+        ctx.set_materialize_grads(False)
+        return total.view(x.shape), normed.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor | None, d_normed: Tensor) -> tuple[Tensor | None, ...]:
+        total, weight, inverse = ctx.saved_tensors
+        shape = d_normed.shape
+        d_x = torch.empty_like(total)
+        d_branch = torch.empty_like(total, dtype=torch.bfloat16) if ctx.has_branch else None
+        groups = -(-len(total) // kernels.GROUP)
+        d_weight = torch.zeros(groups, total.shape[1])
+        spread(
+            kernels.add_norm_backward,
+            groups,
+            _NO_FLOATS if d_total is None else bits(d_total.contiguous().view(total.shape)),
+            bits(d_normed.contiguous().view(total.shape)),
+            *(bits(total), bits(weight), bits(inverse), bits(d_x)),
+            _NO_BITS if d_branch is None else bits(d_branch),
+            bits(d_weight),
+            smallest=1,
+        )
+        return d_x.view(shape), None if d_branch is None else d_branch.view(shape), d_weight.sum(0), None
+
+
+def joint_linear(x: Tensor, *weights: Tensor) -> Tensor:
+    """x times several matrices side by side in one bf16 product: (..., sum of the outputs)."""
+    out: Tensor = _JointLinear.apply(x, *weights)  # type: ignore[no-untyped-call]
+    return out
+
+
+def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    """A copy of several matrices (outputs, inputs) one above the other."""
+    sizes = [len(weight) for weight in weights]
+    joint = torch.empty(sum(sizes), weights[0].shape[1], dtype=dtype, device=weights[0].device)
+    for part, weight in zip(torch.split(joint, sizes), weights):
+        part.copy_(weight)
+    return joint
+
+
+class _JointLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+        joint = join(weights, x.dtype)
+        ctx.save_for_backward(x, joint)
+        ctx.sizes, ctx.dtype = [len(weight) for weight in weights], weights[0].dtype
+        return x @ joint.T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, joint = ctx.saved_tensors
+        rows = grad.reshape(-1, grad.shape[-1])
+        d_joint = rows.T @ x.reshape(-1, x.shape[-1])
+        return (grad @ joint, *(part.to(ctx.dtype) for part in torch.split(d_joint, ctx.sizes)))
+
+
+def swiglu(x: Tensor) -> Tensor:
+    """silu(gate) * up of rows that hold gate followed by up: (..., 2 * width) -> (..., width)."""
+    out: Tensor = _SwiGLU.apply(x)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        rows = x.contiguous().view(-1, x.shape[-1])
+        out = torch.empty(len(rows), x.shape[-1] // 2, dtype=x.dtype)
+        spread(kernels.swiglu, len(rows), bits(rows), bits(out))
+        ctx.save_for_backward(rows)
+        ctx.shape = x.shape
+        return out.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        d_x = torch.empty_like(rows)
+        d_out = grad.contiguous().view(len(rows), -1)
+        spread(kernels.swiglu_backward, len(rows), bits(d_out), bits(rows), bits(d_x))
+        return d_x.view(ctx.shape)
+
+
+def split_heads(
+    qkv: Tensor, norms: tuple[Tensor, Tensor] | None, cos: Tensor, sin: Tensor, eps: float, heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows of queries, keys and values side by side -> q, k (normed and rotated) and v, each (batch, heads, seq, dim).
+
+    qkv: (batch, seq, (heads + 2 kv_heads) * dim), bf16. cos, sin: (batch or 1, seq, dim / 2), fp32. `norms`: the
+    weights (dim,) of the norms of queries and keys.
+    """
+    q, k, v = _SplitHeads.apply(qkv, *(norms or (None, None)), cos, sin, eps, heads)  # type: ignore[no-untyped-call]
+    return q, k, v
+
+
+class _SplitHeads(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        qkv: Tensor,
+        q_weight: Tensor | None,
+        k_weight: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        eps: float,
+        heads: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, seq, columns = qkv.shape
+        dim = 2 * cos.shape[-1]
+        kv_heads = (columns // dim - heads) // 2
+        rows = qkv.contiguous().view(batch * seq, columns)
+        cos, sin = cos.view(-1, dim // 2), sin.view(-1, dim // 2)
+        found = []
+        for offset, count, weight in ((0, heads, q_weight), (heads, kv_heads, k_weight)):
+            out = torch.empty(batch, count, seq, dim, dtype=qkv.dtype)
+            gain = _NO_GAIN if weight is None else bits(weight)
+            spread(
+                kernels.rotate_heads,
+                len(rows),
+                *(bits(rows), offset * dim, gain, eps, bits(cos), bits(sin), bits(out)),
+            )
+            found.append(out)
+        v = qkv[..., (heads + kv_heads) * dim :].view(batch, seq, kv_heads, dim).transpose(1, 2).contiguous()
+        ctx.save_for_backward(rows, q_weight, k_weight, cos, sin)
+        ctx.eps = eps
+        return found[0], found[1], v
+
+    @staticmethod
+    def backward(ctx: Any, dq: Tensor, dk: Tensor, dv: Tensor) -> tuple[Tensor | None, ...]:
+        rows, q_weight, k_weight, cos, sin = ctx.saved_tensors
+        batch, heads, seq, dim = dq.shape
+        kv_heads = dk.shape[1]
+        d_rows = torch.empty_like(rows)
+        d_rows.view(batch, seq, -1, dim)[:, :, heads + kv_heads :] = dv.transpose(1, 2)
+        groups = -(-len(rows) // kernels.GROUP)
+        d_weights: list[Tensor | None] = []
+        for offset, weight, d in ((0, q_weight, dq), (heads, k_weight, dk)):
+            d_weight = torch.zeros(groups, dim)
+            gain = _NO_GAIN if weight is None else bits(weight)
+            spread(
+                kernels.rotate_heads_backward,
+                groups,
+                *(bits(d.contiguous()), bits(rows), offset * dim, gain, ctx.eps),
+                *(bits(cos), bits(sin), bits(d_rows), bits(d_weight)),
+                smallest=1,
+            )
+            d_weights.append(None if weight is None else d_weight.sum(0))
+        return d_rows.view(batch, seq, -1), *d_weights, None, None, None, None
+
+
+def log_sum_exp(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """log sum exp of each row and the label's logit, in at least fp32: (rows,) each. logits: (rows, vocab)."""
+    if logits.device.type == "cuda":
+        both: tuple[Tensor, Tensor] = _on_gpu(_plain_log_sum_exp)(logits, labels)
+        return both
+    if not compiled_for(logits):
+        return _plain_log_sum_exp(logits, labels)
+    norms, found = torch.empty(len(logits)), torch.empty(len(logits))
+    spread(kernels.log_sum_exp, len(logits), bits(logits), bits(labels), bits(norms), bits(found), smallest=16)
+    return norms, found
+
+
+def softmax_gradient(logits: Tensor, labels: Tensor, norms: Tensor, scale: Tensor, shrink: Tensor) -> Tensor:
+    """scale * (shrink * softmax(logits) - onehot(labels)) by row, overwriting the logits; the rest are (rows,)."""
+    if logits.device.type == "cuda":
+        gradient: Tensor = _on_gpu(_gpu_softmax_gradient)(logits, labels, norms, scale, shrink)
+        return gradient
+    if not compiled_for(logits):
+        d = logits.to(norms.dtype).sub(norms[:, None]).exp_().mul_((scale * shrink)[:, None])
+        return d.scatter_add_(1, labels[:, None], -scale[:, None]).to(logits.dtype)
+    rows = (bits(logits), bits(labels), bits(norms), bits(scale.contiguous()), bits(shrink))
+    spread(kernels.softmax_gradient, len(logits), *rows, smallest=16)
+    return logits
+
+
+def _plain_log_sum_exp(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.logsumexp(-1), wide.gather(1, labels[:, None])[:, 0]
+
+
+def _gpu_softmax_gradient(logits: Tensor, labels: Tensor, norms: Tensor, scale: Tensor, shrink: Tensor) -> Tensor:
+    """In one pass, where a scatter would take another over fp32 copies."""
+    at_label = torch.arange(logits.shape[1], device=logits.device) == labels[:, None]
+    softmax = torch.exp(logits.to(norms.dtype) - norms[:, None])
+    return (softmax * (scale * shrink)[:, None] - torch.where(at_label, scale[:, None], 0)).to(logits.dtype)
+
+
+@lru_cache(maxsize=4)
+def _on_gpu(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` compiled for a GPU: of a vocabulary's logits each pass in fp32 counts (65,536 x 32,768: 8.6 GB)."""
+    return torch.compile(function)
+
+
+def masked_softmax(scores: Tensor, scale: float, begins: Tensor, ends: Tensor, heads: int) -> Tensor:
+    """softmax(scale * scores) over columns begins:ends of each row, 0 elsewhere, overwriting the scores.
+
+    scores: (pairs, rows, keys), whose rows in memory run over (batch, heads, queries). begins, ends:
+    (batch or 1, queries), int64; the range must hold at least one key.
+    """
+    if compiled_for(scores):
+        rows = scores.view(-1, scores.shape[-1])
+        spread(kernels.masked_softmax, len(rows), bits(rows), scale, bits(begins), bits(ends), heads)
+        return scores
+    keys = torch.arange(scores.shape[-1], device=scores.device)
+    hidden = (keys < begins[..., None]) | (keys >= ends[..., None])
+    by_query = scores.view(-1, heads, begins.shape[1], scores.shape[-1])
+    return by_query.mul(scale).masked_fill_(hidden[:, None], -math.inf).softmax(-1).view(scores.shape)
+
+
+def softmax_backward(d: Tensor, probabilities: Tensor, scale: float) -> Tensor:
+    """scale * p * (d - sum(p * d)) by row, overwriting d: the gradient of `masked_softmax`."""
+    if compiled_for(d):
+        rows, p = d.view(-1, d.shape[-1]), probabilities.view(-1, d.shape[-1])
+        spread(kernels.softmax_backward, len(rows), bits(rows), bits(p), scale)
+        return d
+    return (d - (d * probabilities).sum(-1, keepdim=True)).mul_(probabilities).mul_(scale)

@@ -1,0 +1,1 @@
+"""How well a model predicts, and whether a difference is more than chance."""

@@ -1,0 +1,395 @@
+"""Which tokens a training step sees: a pure function of (seed, step), however many processes share the step.
+
+So a resumed run continues exactly, a curve does not depend on the number of processes, and `trace` can tell which steps
+saw a document.
+"""
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.network.head import IGNORED
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens for the model; every array is (rows, seq) unless said, and absent ones take the default."""
+
+    input_ids: Ints
+    labels: Ints  # the token to predict at each position, IGNORED where nothing is learnt
+    label_bytes: NDArray[np.float32]  # (rows,): bytes of text that the labels stand for
+    position_ids: Ints | None = None
+    document_ids: Ints | None = None  # a token attends to its own document only
+    sequence_ids: Ints | None = None  # index of the packed sequence a position belongs to, -1 in padding
+    reference_log_probs: NDArray[np.float32] | None = None  # (sequences,): summed, under the reference model
+    label_counts: Ints | None = None  # (sequences,): labels that each packed sequence has
+    source_ids: Ints | None = None  # index of the source that a label belongs to
+    source_bytes: NDArray[np.float32] | None = None  # (rows, sources): bytes of text that the labels of each stand for
+
+    @property
+    def positions(self) -> int:
+        """Positions that are not padding."""
+        return self.input_ids.size if self.sequence_ids is None else int((self.sequence_ids >= 0).sum())
+
+    def tensors(self, device: torch.device) -> dict[str, Tensor]:
+        """The arrays that are there, on `device`."""
+        arrays = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: torch.from_numpy(v).to(device, non_blocking=True) for k, v in arrays.items() if v is not None}
+
+
+class Batches(Protocol):
+    """What the loop asks of its data. An item is whatever is drawn: a window of text, a packed row, a pair."""
+
+    def items(self, step: int) -> Ints:
+        """The items of the whole batch at `step`, over all processes."""
+
+    def batch(self, items: Ints, step: int) -> Batch:
+        """The rows of some of the step's items."""
+
+    def weight(self, items: Ints) -> float:
+        """What the summed loss of these items is divided by: labels, or pairs."""
+
+    def tokens(self, items: Ints) -> int:
+        """Tokens (labels) that these items train on, for the throughput."""
+
+    @property
+    def item_tokens(self) -> int:
+        """The most positions that one item takes in the model."""
+
+
+def stream(seed: int, index: int) -> np.random.Generator:
+    """The random stream number `index` of a seed; counter-based, so streams are independent and need no state."""
+    return np.random.Generator(np.random.Philox(key=[seed, index]))
+
+
+@lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, count: int) -> Ints:
+    """The order in which epoch number `epoch` visits `count` items: each once."""
+    order = stream(seed, epoch).permutation(count)
+    order.setflags(write=False)
+    return order
+
+
+def visit(seed: int, start: int, size: int, count: int) -> Ints:
+    """Items number start .. start + size - 1 of an endless walk over `count` items, a fresh permutation each epoch."""
+    epochs, offsets = np.divmod(np.arange(start, start + size, dtype=np.int64), count)
+    out = np.empty(size, dtype=np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        out[here] = epoch_order(seed, int(epoch), count)[offsets[here]]
+    return out
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """A size that doubles from `start` to `end` in equal shares of the first `fraction` of training."""
+
+    start: int
+    end: int
+    fraction: float = 0.0
+
+    def __post_init__(self) -> None:
+        ratio = self.end / self.start
+        if ratio < 1 or ratio != 2 ** round(np.log2(ratio)):
+            raise ValueError(f"A ramp doubles: {self.end} must be {self.start} times a power of two.")
+
+    def at(self, progress: float) -> int:
+        """The size when a share `progress` of training is done."""
+        doublings = round(np.log2(self.end / self.start))
+        if progress >= self.fraction:
+            return self.end
+        return min(self.end, self.start << int(progress / self.fraction * doublings))
+
+    def total(self, steps: int) -> float:
+        """What `steps` steps of this size take in all, where progress is the share of that."""
+        doublings = round(np.log2(self.end / self.start))
+        if not doublings:
+            return steps * self.end
+        ramped = sum(self.fraction / doublings / (self.start << k) for k in range(doublings))
+        total: float = steps / (ramped + (1 - self.fraction) / self.end)
+        return total
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """How much each step takes: windows of text per step, and the length they are cut to."""
+
+    first_window: Ints  # (steps + 1,): windows taken before each step
+    row_length: Ints  # (steps,): tokens of a row
+
+    @property
+    def steps(self) -> int:
+        """Number of steps."""
+        return len(self.row_length)
+
+
+def plan_steps(windows: float, batch: Ramp, row: Ramp, steps: int = 0) -> StepPlan:
+    """Take about `windows` windows in batches of `batch` windows, cut into rows of `row` tokens.
+
+    Where `steps` are given, exactly so many; `batch.total(steps)` windows are about what they take.
+    """
+    taken: list[int] = [0]
+    lengths: list[int] = []
+    while len(lengths) < steps if steps else taken[-1] < windows:
+        progress = taken[-1] / windows
+        lengths.append(row.at(progress))
+        taken.append(taken[-1] + batch.at(progress))
+    return StepPlan(np.array(taken, dtype=np.int64), np.array(lengths, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class TokenSources:
+    """Which source each token of a stream is from: run i ends before token ends[i] and belongs to names[owners[i]]."""
+
+    names: tuple[str, ...]
+    ends: Ints  # ascending
+    owners: Ints
+
+    def of(self, positions: Ints) -> Ints:
+        """Indices of the sources of the tokens at these positions, in the shape of `positions`."""
+        return self.owners[np.searchsorted(self.ends, positions, side="right")]
+
+
+class WindowBatches:
+    """Pretraining: consecutive windows of a token stream, each once per epoch; every token is a label once.
+
+    A sequence-length ramp cuts each window into shorter rows, so it never changes which tokens a step sees.
+    """
+
+    def __init__(
+        self,
+        tokens: NDArray[np.unsignedinteger],
+        plan: StepPlan,
+        window: int,
+        seed: int,
+        token_bytes: NDArray[np.float32],
+        endoftext_id: int = -1,
+        sources: TokenSources | None = None,
+    ) -> None:
+        """tokens: (tokens,), may be a memory map. A given `endoftext_id` keeps attention inside each document; given
+        `sources`, batches tell whose each label is.
+        """
+        self.windows = (len(tokens) - 1) // window
+        if self.windows < 1:
+            raise ValueError(
+                f"The text has {len(tokens)} tokens, less than one window of {window} + 1. Give more text."
+            )
+        self._tokens, self._plan, self._window, self._seed = tokens, plan, window, seed
+        self._token_bytes, self._endoftext_id, self._sources = token_bytes, endoftext_id, sources
+
+    def items(self, step: int) -> Ints:
+        first, last = self._plan.first_window[step : step + 2]
+        return visit(self._seed, int(first), int(last - first), self.windows)
+
+    def batch(self, items: Ints, step: int) -> Batch:
+        return self.rows(items, int(self._plan.row_length[step]))
+
+    def rows(self, items: Ints, length: int) -> Batch:
+        """The windows `items`, cut into rows of `length`."""
+        spans = np.stack([self._tokens[i * self._window : (i + 1) * self._window + 1] for i in items]).astype(np.int64)
+        inputs, labels = spans[:, :-1].reshape(-1, length), spans[:, 1:].reshape(-1, length)
+        # <|endoftext|> opens the document after it, as it does when the model is prompted.
+        documents = (inputs == self._endoftext_id).cumsum(1) if self._endoftext_id >= 0 else None
+        sizes = self._token_bytes[labels]
+        batch = Batch(inputs.copy(), labels.copy(), sizes.sum(1), document_ids=documents)
+        return batch if self._sources is None else self._with_sources(batch, items, sizes, self._sources)
+
+    def _with_sources(self, batch: Batch, items: Ints, sizes: NDArray[np.float32], sources: TokenSources) -> Batch:
+        owners = sources.of(items[:, None] * self._window + np.arange(1, self._window + 1)).reshape(sizes.shape)
+        by_source = [np.where(owners == source, sizes, 0).sum(1) for source in range(len(sources.names))]
+        return replace(batch, source_ids=owners, source_bytes=np.stack(by_source, axis=1))
+
+    def weight(self, items: Ints) -> float:
+        return float(self.tokens(items))
+
+    def tokens(self, items: Ints) -> int:
+        return len(items) * self._window
+
+    @property
+    def item_tokens(self) -> int:
+        return self._window
+
+    def steps_that_saw(self, start: int, stop: int) -> list[int]:
+        """The steps, ascending, that had one of the tokens start .. stop - 1 as input or label."""
+        wanted = np.arange(max(0, start - 1) // self._window, min((stop - 1) // self._window, self.windows - 1) + 1)
+        visits = []
+        for epoch in range(-(-int(self._plan.first_window[-1]) // self.windows)):
+            place = np.argsort(epoch_order(self._seed, epoch, self.windows))
+            visits.append(epoch * self.windows + place[wanted])
+        every = np.sort(np.concatenate(visits))
+        steps = np.searchsorted(self._plan.first_window, every, side="right") - 1
+        return sorted({int(step) for step in steps if step < self._plan.steps})
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Token sequences end to end: sequence i is ids[starts[i]:starts[i + 1]]."""
+
+    ids: NDArray[np.int32]
+    learnt: NDArray[np.bool_]  # of the length of ids: whether the model is to learn the token
+    starts: Ints  # (sequences + 1,)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def positions(self) -> Ints:
+        """(sequences,): positions that each takes in the model; the last token is only ever a label."""
+        return np.diff(self.starts) - 1
+
+    def label_counts(self) -> Ints:
+        """(sequences,): tokens to learn in each; the first of a sequence is never predicted."""
+        total = np.concatenate([[0], np.cumsum(self.learnt)])
+        counts = total[self.starts[1:]] - total[self.starts[:-1]]
+        return np.asarray(counts - self.learnt[self.starts[:-1]], dtype=np.int64)
+
+
+def join_sequences(ids: Sequence[Sequence[int]], learnt: Sequence[Sequence[bool]]) -> Sequences:
+    """Lay sequences end to end."""
+    starts = np.concatenate([[0], np.cumsum([len(s) for s in ids])]).astype(np.int64)
+    flat = np.fromiter((token for s in ids for token in s), dtype=np.int32, count=int(starts[-1]))
+    mask = np.fromiter((m for s in learnt for m in s), dtype=np.bool_, count=int(starts[-1]))
+    return Sequences(flat, mask, starts)
+
+
+def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
+    """Put things of these sizes into bins: largest first, each into the fullest bin that still takes it."""
+    bins: list[list[int]] = []
+    free: list[tuple[int, int]] = []  # (space left, bin), ascending
+    for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
+        size = sizes[index]
+        assert size <= capacity, f"{size} does not fit into {capacity}"
+        place = bisect_left(free, (size, -1))
+        if place == len(free):
+            bins.append([])
+            space, chosen = capacity, len(bins) - 1
+        else:
+            space, chosen = free.pop(place)
+        bins[chosen].append(index)
+        insort(free, (space - size, chosen))
+    return [sorted(b) for b in bins]
+
+
+def lay_out(sequences: Sequences, rows: Sequence[Sequence[int]], width: int, token_bytes: NDArray[np.float32]) -> Batch:
+    """Rows that hold the sequences named in each, one after the other, none of which sees another.
+
+    `sequence_ids` count the sequences in the order in which `rows` names them.
+    """
+    shape = (len(rows), width)
+    inputs, positions, documents = (np.zeros(shape, dtype=np.int64) for _ in range(3))
+    labels, owners = np.full(shape, IGNORED, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+    owner = 0
+    for r, row in enumerate(rows):
+        at = 0
+        for document, s in enumerate(row):
+            start, stop = sequences.starts[s], sequences.starts[s + 1]
+            size = int(stop - start - 1)
+            here = slice(at, at + size)
+            inputs[r, here] = sequences.ids[start : stop - 1]
+            following = sequences.ids[start + 1 : stop]
+            labels[r, here] = np.where(sequences.learnt[start + 1 : stop], following, IGNORED)
+            positions[r, here] = np.arange(size)
+            documents[r, here] = document
+            owners[r, here] = owner
+            at, owner = at + size, owner + 1
+        documents[r, at:] = len(row)
+    sizes = np.where(labels == IGNORED, 0, token_bytes[np.maximum(labels, 0)]).sum(1, dtype=np.float32)
+    return Batch(inputs, labels, sizes, positions, documents, owners)
+
+
+class PackedBatches:
+    """SFT: sequences packed into rows once, the rows visited in a fresh permutation each epoch."""
+
+    def __init__(
+        self, sequences: Sequences, row_length: int, rows_per_batch: int, seed: int, token_bytes: NDArray[np.float32]
+    ) -> None:
+        self.rows = best_fit(sequences.positions.tolist(), row_length)
+        if not self.rows:
+            raise ValueError("There is nothing to learn: no sequence has a token that the model should predict.")
+        counts = sequences.label_counts()
+        self.labels_per_row = np.array([counts[row].sum() for row in self.rows], dtype=np.int64)
+        self._sequences, self._length, self._seed = sequences, row_length, seed
+        self._rows_per_batch, self._token_bytes = rows_per_batch, token_bytes
+
+    def items(self, step: int) -> Ints:
+        return visit(self._seed, step * self._rows_per_batch, self._rows_per_batch, len(self.rows))
+
+    def batch(self, items: Ints, step: int) -> Batch:
+        return lay_out(self._sequences, [self.rows[i] for i in items], self._length, self._token_bytes)
+
+    def weight(self, items: Ints) -> float:
+        return float(max(self.tokens(items), 1))
+
+    def tokens(self, items: Ints) -> int:
+        return int(self.labels_per_row[items].sum())
+
+    @property
+    def item_tokens(self) -> int:
+        return self._length
+
+
+class PairBatches:
+    """DPO: pairs, of which sequence 2i is the chosen and 2i + 1 the rejected answer, in a permutation each epoch."""
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        reference_log_probs: NDArray[np.float32] | None,
+        row_length: int,
+        pairs_per_batch: int,
+        seed: int,
+    ) -> None:
+        """reference_log_probs: (sequences,), summed over each answer; None while they are being computed."""
+        if len(sequences) < 2:
+            raise ValueError("There are no preference pairs to learn from.")
+        self._sequences, self._length, self._seed = sequences, row_length, seed
+        self._pairs_per_batch, self._reference = pairs_per_batch, reference_log_probs
+        self._counts = sequences.label_counts()
+        self._no_bytes = np.zeros(int(sequences.ids.max()) + 1, dtype=np.float32)
+
+    def items(self, step: int) -> Ints:
+        return visit(self._seed, step * self._pairs_per_batch, self._pairs_per_batch, len(self._sequences) // 2)
+
+    def batch(self, items: Ints, step: int) -> Batch:
+        """Sequence 2j and 2j + 1 of the batch are the chosen and rejected answer of items[j]."""
+        members = np.stack([2 * items, 2 * items + 1], axis=1).reshape(-1)
+        rows = best_fit(self._sequences.positions[members].tolist(), self._length)
+        packed = lay_out(self._sequences, [members[row].tolist() for row in rows], self._length, self._no_bytes)
+        assert packed.sequence_ids is not None
+        order = np.array([slot for row in rows for slot in row] + [-1], dtype=np.int64)
+        used = int((packed.sequence_ids >= 0).sum(1).max())
+        trimmed = [
+            a[:, :used].copy() if a is not None else None
+            for a in (packed.input_ids, packed.labels, packed.position_ids, packed.document_ids)
+        ]
+        inputs, labels, positions, documents = trimmed
+        assert inputs is not None and labels is not None
+        return Batch(
+            inputs,
+            labels,
+            packed.label_bytes,
+            positions,
+            documents,
+            order[packed.sequence_ids[:, :used]],
+            None if self._reference is None else self._reference[members],
+            self._counts[members],
+        )
+
+    def weight(self, items: Ints) -> float:
+        return float(len(items))
+
+    def tokens(self, items: Ints) -> int:
+        return int(self._counts[2 * items].sum() + self._counts[2 * items + 1].sum())
+
+    @property
+    def item_tokens(self) -> int:
+        return 2 * self._length

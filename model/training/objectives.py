@@ -1,0 +1,128 @@
+"""What a stage teaches: the model and its loss as one module, so that DDP and FSDP2 see one forward pass."""
+
+import torch
+from torch import Tensor, nn
+
+from model.network.head import IGNORED, DPOLossType, PairLogProbs, dpo_loss, linear_cross_entropy, token_log_probs
+from model.network.transformer import Transformer
+
+CHUNK_POSITIONS = 1024  # positions whose logits are held at a time while answers are counted
+
+
+class Objective(nn.Module):
+    """Maps the tensors of a batch to (summed loss, sums): scalar, and (len(names),) to be added up over batches."""
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, transformer: Transformer) -> None:
+        super().__init__()
+        self.transformer = transformer
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The loss summed over the batch, with a gradient, and the sums named in `names`, without one."""
+        raise NotImplementedError
+
+    def _hidden(self, batch: dict[str, Tensor]) -> Tensor:
+        return self.transformer.hidden(
+            batch["input_ids"], position_ids=batch.get("position_ids"), document_ids=batch.get("document_ids")
+        )
+
+
+class NextToken(Objective):
+    """Cross-entropy of the next token; in evaluation also how often the likeliest token was right, and, given the
+    names of `sources`, what each adds to the sums: `nll/web`, `labels/web`, `bytes/web`."""
+
+    names: tuple[str, ...] = ("nll", "labels", "bytes", "correct")
+
+    def __init__(self, transformer: Transformer, z_loss: float = 0.0, sources: tuple[str, ...] = ()) -> None:
+        super().__init__(transformer)
+        self.z_loss = z_loss
+        self.sources = len(sources)
+        self.names += tuple(f"{name}/{source}" for name in ("nll", "labels", "bytes") for source in sources)
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        hidden, weight, labels = self._hidden(batch), self.transformer.head_weight, batch["labels"]
+        if self.training:
+            products = self.transformer.head_products
+            loss = linear_cross_entropy(hidden, weight, labels, self.z_loss, reduction="sum", products=products)
+            by_source = loss.new_zeros(3 * self.sources)
+        elif not self.sources:
+            loss = linear_cross_entropy(hidden, weight, labels, reduction="sum")
+            by_source = loss.new_zeros(3 * self.sources)
+        else:
+            by_source = self._by_source(hidden, batch)
+            loss = by_source[: self.sources].sum()
+        correct = loss.new_zeros(()) if self.training else count_correct(hidden, weight, labels)
+        sums = torch.stack([loss.detach(), (labels != IGNORED).sum(), batch["label_bytes"].sum(), correct])
+        return loss, torch.cat([sums.float(), by_source.float()])
+
+    def _by_source(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Nats, labels and bytes of each source: (3 * sources,), without a gradient."""
+        labels, owners = batch["labels"], batch["source_ids"].reshape(-1)
+        nats = -token_log_probs(hidden.detach(), self.transformer.head_weight.detach(), labels).reshape(-1)
+        nats = nats.double()  # index_add adds one by one: thousands of tokens in fp32 would cost the seventh digit
+        empty = nats.new_zeros(self.sources)
+        found = empty.index_add(0, owners, nats), empty.index_add(0, owners, (labels != IGNORED).reshape(-1).to(nats))
+        return torch.cat([*found, batch["source_bytes"].sum(0).to(nats)])
+
+
+class Preference(Objective):
+    """Direct preference optimisation over packed pairs.
+
+    A batch without `reference_log_probs` is the question for them: the sums are then the log-probability of each
+    packed sequence under the present weights, (sequences,).
+    """
+
+    names = ("loss", "pairs", "correct", "margin", "chosen_reward", "rejected_reward")
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        beta: float,
+        loss_type: DPOLossType,
+        label_smoothing: float,
+        sft_weight: float,
+    ) -> None:
+        super().__init__(transformer)
+        self.beta, self.loss_type = beta, loss_type
+        self.label_smoothing, self.sft_weight = label_smoothing, sft_weight
+
+    def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        found = sequence_log_probs(self.transformer, self._hidden(batch), batch)
+        if "reference_log_probs" not in batch:
+            return found.sum(), found.detach()
+        reference, counts = batch["reference_log_probs"], batch["label_counts"]
+        pairs = PairLogProbs(found[::2], found[1::2], reference[::2], reference[1::2], counts[::2], counts[1::2])
+        result = dpo_loss(pairs, self.beta, self.loss_type, self.label_smoothing)
+        count = len(pairs.chosen)
+        loss = result.loss * count
+        if self.sft_weight:  # keeps the chosen answers likely (RPO, arXiv:2404.19733)
+            loss = loss - self.sft_weight * (pairs.chosen / pairs.chosen_tokens.clamp(min=1)).sum()
+        chosen, rejected = result.chosen_rewards, result.rejected_rewards
+        sums = [loss.detach(), loss.new_tensor(count), (chosen > rejected).sum(), (chosen - rejected).sum()]
+        return loss, torch.stack([*sums, chosen.sum(), rejected.sum()]).float()
+
+
+def sequence_log_probs(transformer: Transformer, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Log-probability of the labels of each packed sequence: (sequences,), in at least fp32."""
+    by_token = token_log_probs(hidden, transformer.head_weight, batch["labels"]).reshape(-1)
+    owners = batch["sequence_ids"].reshape(-1)
+    count = len(batch["label_counts"])
+    padded = torch.where(owners < 0, count, owners)
+    return by_token.new_zeros(count + 1).index_add(0, padded, by_token)[:count]
+
+
+def count_correct(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """How many labels are the likeliest token: scalar."""
+    return likeliest(hidden, weight, labels).sum().float()
+
+
+@torch.no_grad()
+def likeliest(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
+    """Whether the label is the token that greedy decoding would take: bool, shape of `labels`, False where ignored."""
+    rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
+    found = torch.zeros_like(targets, dtype=torch.bool)
+    head = weight.to(rows.dtype).T
+    for index in torch.split((targets != IGNORED).nonzero()[:, 0], CHUNK_POSITIONS):
+        found[index] = (rows[index] @ head).argmax(-1) == targets[index]
+    return found.view(labels.shape)

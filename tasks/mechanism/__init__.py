@@ -1,0 +1,1 @@
+"""What carries bytes and never shapes them: stages, store, shards, child processes; no code digest counts it."""

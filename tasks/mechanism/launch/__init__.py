@@ -1,0 +1,1 @@
+"""Processes that work for a stage: children, a distributed launcher, Ray; all die with their parent."""

@@ -1,0 +1,1 @@
+"""Folders of weights: written, read, quantized, talked to and exported."""

@@ -1,0 +1,86 @@
+"""Answer a conversation with a model from a folder, full or quantized, in a stream of text."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from model.decoding.decoders import decoder_for
+from model.decoding.generate import Decoder, Generation, Sampling, stream_text
+from model.network.transformer import Transformer
+from model.vocabulary.chat_format import render_prompt
+from model.vocabulary.tokenizer import Tokenizer
+from tasks.models.quantized_files import load_any_model
+
+Message = Mapping[str, str]
+
+
+class ChatModel:
+    """A model that answers. It keeps what it has read: the next turn of a conversation reads only what is new."""
+
+    def __init__(self, decoder: Decoder, tokenizer: Tokenizer, stop_ids: frozenset[int]) -> None:
+        self.decoder, self.tokenizer, self.stop_ids = decoder, tokenizer, stop_ids
+
+    @classmethod
+    def load(cls, folder: Path) -> "ChatModel":
+        """Load a model or quantized artifact.
+
+        Raises:
+            ValueError: the folder holds neither.
+        """
+        return cls.of(load_any_model(folder), folder)
+
+    @classmethod
+    def of(cls, model: Transformer, folder: Path) -> "ChatModel":
+        """The same with a model that is loaded already, from `folder`."""
+        tokenizer = Tokenizer.load(folder)
+        stop_ids = frozenset(_end_ids(folder)) | {tokenizer.im_end_id, tokenizer.endoftext_id}
+        return cls(decoder_for(model), tokenizer, stop_ids)
+
+    def stream(
+        self,
+        messages: Sequence[Message],
+        temperature: float = 0.0,
+        max_tokens: int = 200,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """The answer to the last message, piece by piece. Turns that do not fit the context are left out, oldest first.
+
+        Raises:
+            ValueError: the last message alone is longer than the model can read.
+        """
+        sampling = Sampling(temperature, top_k, top_p, seed)
+        generation = self.generation(messages, max_tokens, sampling)
+        yield from stream_text(self.tokenizer, generation)
+
+    def answer(self, messages: Sequence[Message], max_tokens: int = 200) -> str:
+        """The greedy answer as a whole."""
+        return "".join(self.stream(messages, max_tokens=max_tokens))
+
+    def generation(self, messages: Sequence[Message], max_tokens: int, sampling: Sampling) -> Generation:
+        """The new tokens of an answer; iterate over it, then see why it ended."""
+        prompt = self._prompt_that_fits(messages)
+        return Generation(self.decoder, prompt, self.stop_ids, max_tokens, sampling)
+
+    def _prompt_that_fits(self, messages: Sequence[Message]) -> list[int]:
+        kept = list(messages)
+        limit = self.decoder.context_length - 1  # room for one token at least
+        while True:
+            prompt = render_prompt(self.tokenizer, kept)
+            if len(prompt) <= limit:
+                return prompt
+            oldest = next((i for i, m in enumerate(kept[:-1]) if m["role"] != "system"), None)
+            if oldest is None:
+                raise ValueError(
+                    f"The message has {len(prompt)} tokens with its frame, but this model reads at most {limit}. "
+                    "Shorten it, or train with a longer context_length."
+                )
+            del kept[oldest]
+
+
+def _end_ids(folder: Path) -> list[int]:
+    """The tokens at which `generation_config.json` says to stop."""
+    path = folder / "generation_config.json"
+    ends = json.loads(path.read_bytes()).get("eos_token_id", []) if path.is_file() else []
+    return [ends] if isinstance(ends, int) else list(ends)

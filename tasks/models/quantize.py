@@ -1,0 +1,61 @@
+"""Store a model's weights in 8 or 4 bits, for real: packed on disk, and loaded and run as packed."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.mechanism.stage import Artifact, StageConfig, StageRun, stage
+
+
+class QuantizeConfig(StageConfig):
+    """The format and how the codes are found."""
+
+    format: Literal["int8", "nvfp4"] = Field(
+        "int8", description="INT8 with a scale per row, or NVFP4 (4-bit floats in blocks of 16); embeddings stay INT8."
+    )
+    method: Literal["gptq", "nearest"] = Field(
+        "gptq", description="GPTQ keeps the layers' outputs on calibration text; nearest rounds each weight alone."
+    )
+    calibration_tokens: int = Field(
+        16_384, ge=1024, le=16_777_216, description="Tokens of training text that GPTQ looks at."
+    )
+    calibration_length: int = Field(256, ge=16, le=65536, description="Tokens of one row of calibration text.")
+    damping: float = Field(
+        0.01, gt=0, le=1, description="Share of its mean that is added to the Hessian's diagonal, for stability."
+    )
+    seed: int = Field(0, ge=0, description="Seed of the choice of calibration text.")
+
+
+@stage("quantize", version=1, rebuild="on-version")
+def quantize(run: StageRun, cfg: QuantizeConfig, model: Artifact, calibration: Artifact) -> None:
+    """Write `weights.safetensors`, `quantization.json` and copies of config, tokenizer and contract.
+
+    `calibration` is the tokens artifact.
+
+    Raises:
+        ValueError: the tokens were made by another tokenizer, or are fewer than one row.
+    """
+    import torch
+
+    from model.quantization.calibrate import quantize_calibrated, quantize_to_nearest
+    from tasks.models.folder import load_model
+    from tasks.models.quantized_files import WEIGHTS_FILE, save_quantized
+    from tasks.tokens.contract import check_contract
+    from tasks.tokens.files import random_rows
+
+    check_contract(model.path, calibration.path)
+    torch.set_num_threads(run.execution.threads)
+    transformer = load_model(model.path)
+    if cfg.method == "gptq":
+        length = min(cfg.calibration_length, transformer.config.context_length)
+        rows = random_rows(calibration.path, "train", max(1, cfg.calibration_tokens // length), length, cfg.seed)
+        with run.progress("quantize", transformer.config.num_layers, "layers") as bar:
+            quantize_calibrated(transformer, cfg.format, torch.from_numpy(rows), cfg.damping, lambda: bar.advance(1))
+        run.metric("calibration_tokens", rows.size)
+    else:
+        quantize_to_nearest(transformer, cfg.format)
+    save_quantized(run.out, model.path, transformer, {"format": cfg.format, "method": cfg.method})
+    size = (run.out / WEIGHTS_FILE).stat().st_size
+    full = sum(path.stat().st_size for path in model.path.glob("*.safetensors"))
+    run.metric("size_bytes", size)
+    run.metric("size_ratio", full / size)

@@ -1,0 +1,1 @@
+"""What the judges of documents dropped and why, for people."""

@@ -1,0 +1,18 @@
+"""Python source: its documentation, read by parsing."""
+
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from tasks.text.python.pydocs import group_documents, read_entries
+from tasks.text.readers.records import Bad, HtmlExtractor, Item, Text
+
+
+def read_python(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
+    """Documents of the module in the stream; names are relative to the module, as its place is not known here."""
+    try:
+        entries = read_entries(stream.read().decode("utf-8-sig"), "module.py")
+    except SyntaxError as error:
+        yield Bad(f"line {error.lineno}", f"not Python of this version: {error.msg}")
+        return
+    for line, text in group_documents(entries):
+        yield Text(f"line {line}", text)

@@ -1,0 +1,1 @@
+"""The stages that change weights, and what they share."""

@@ -1,0 +1,393 @@
+"""Pretraining as a stage: a model that others load, the same after a kill and on any number of processes."""
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from pydantic import ValidationError
+
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.stage import Artifact, Outcome, curve_path, obtain
+from tasks.mechanism.store import Store
+from tasks.train.pretrain import PretrainConfig, pretrain, step_plan, text_batches
+from tests.conftest import require_module, require_program
+from tests.helpers.training import (
+    VOCAB_SIZE,
+    assert_same_but_for_rounding,
+    full_curve,
+    killed_pretrain,
+    make_inputs,
+    tiny_pretrain,
+)
+
+Inputs = dict[str, Artifact]
+STARTED_S = 600.0  # a hang, not slowness: two cores may be busy with other tests
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    return make_inputs(tmp_path_factory.mktemp("inputs"))
+
+
+def curve_file(outcome: Outcome, execution: Execution) -> Path:
+    return curve_path(Store(execution.home), outcome.manifest.stage, outcome.manifest.key)
+
+
+def test_a_model_that_transformers_loads(inputs: Inputs, execution: Execution) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    outcome = obtain(pretrain, tiny_pretrain(), inputs, execution)
+    folder = outcome.artifact.path
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.config.model_type == "qwen3" and len(tokenizer) == VOCAB_SIZE
+    contract = json.loads((folder / "contract.json").read_bytes())
+    assert contract["context_length"] == 64
+
+    metrics = outcome.manifest.metrics
+    assert metrics["steps"] == 12 and metrics["train_tokens"] == 12 * 512
+    assert metrics["parameters"] == sum(p.numel() for p in model.parameters())
+    assert metrics["val_perplexity"] == pytest.approx(math.exp(metrics["val_loss"]))
+    points = full_curve(execution.home)
+    whole = [json.loads(line) for line in curve_file(outcome, execution).read_text().splitlines()]
+    assert all(point["mfu"] > 0 and point["peak_memory_bytes"] > 1e8 for point in whole)
+    assert points[-1]["val_loss"] == metrics["val_loss"] < math.log(VOCAB_SIZE)
+    assert {"step", "loss", "bits_per_byte", "learning_rate", "grad_norm"} <= set(points[0])
+
+
+def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution: Execution) -> None:
+    """The same windows, document borders left open, through another implementation."""
+    from transformers import AutoModelForCausalLM
+
+    cfg = tiny_pretrain(steps=6, precision="fp32", document_attention=False, validation_tokens=10**9)
+    outcome = obtain(pretrain, cfg, inputs, execution)
+    stream = np.fromfile(inputs["tokens"].path / "validation.bin", dtype="<u2").astype(np.int64)
+    windows = (len(stream) - 1) // 64
+    rows = torch.from_numpy(np.stack([stream[i * 64 : i * 64 + 65] for i in range(windows)]))
+    with torch.no_grad():
+        logits = AutoModelForCausalLM.from_pretrained(outcome.artifact.path)(rows[:, :-1]).logits
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten()).item()
+    assert outcome.manifest.metrics["val_loss"] == pytest.approx(loss, rel=1e-5)
+    from transformers import AutoTokenizer
+
+    labels = rows[:, 1:].flatten().tolist()
+    tokenizer = AutoTokenizer.from_pretrained(outcome.artifact.path)
+    sizes = [len(token) for token in tokenizer.convert_ids_to_tokens(range(VOCAB_SIZE - 4))] + [0] * 4
+    bits = loss * len(labels) / math.log(2) / sum(sizes[token] for token in labels)
+    metrics = outcome.manifest.metrics
+    assert metrics["val_bits_per_byte"] == pytest.approx(bits, rel=1e-5)
+
+    spans = pq.read_table(inputs["tokens"].path / "spans.parquet", filters=[("split", "=", "validation")]).to_pylist()
+    owners = np.concatenate([[span["source"]] * span["tokens"] for span in spans])[1 : len(labels) + 1]
+    nats = torch.nn.functional.cross_entropy(logits.flatten(0, 1), rows[:, 1:].flatten(), reduction="none").numpy()
+    for source in ("even", "odd"):
+        mine = owners == source
+        text_bytes = sum(sizes[token] for token, is_mine in zip(labels, mine) if is_mine)
+        expected = nats[mine].sum() / math.log(2) / text_bytes
+        assert metrics[f"val_bits_per_byte/{source}"] == pytest.approx(expected, rel=1e-5)
+        assert metrics[f"val_perplexity/{source}"] == pytest.approx(math.exp(nats[mine].mean()), rel=1e-5)
+    points = full_curve(execution.home)
+    assert points[-1]["val_bits_per_byte/odd"] == metrics["val_bits_per_byte/odd"]
+    assert not [name for name in points[0] if "/" in name], "sources are told apart in validation only"
+
+
+@pytest.mark.parametrize(("micro_batch_tokens", "precision"), [(128, "bf16"), (16384, "bf16"), (16384, "int8")])
+def test_the_same_bits_twice(inputs: Inputs, tmp_path: Path, micro_batch_tokens: int, precision: str) -> None:
+    digests = set()
+    for threads in (1, 2):
+        execution = Execution(home=tmp_path / str(threads), threads=threads, micro_batch_tokens=micro_batch_tokens)
+        digests.add(obtain(pretrain, tiny_pretrain(steps=6, precision=precision), inputs, execution).artifact.digest)
+    assert len(digests) == 1
+
+
+KILLED = """
+    import sys
+    from pathlib import Path
+    from tasks.mechanism.execution import Execution
+    from tasks.train.pretrain import pretrain
+    from tasks.mechanism.stage import Artifact, obtain
+    from tests.helpers.training import killed_pretrain
+    home, processes, strategy, *rest = sys.argv[1:]
+    inputs = {n: Artifact(d, Path(p)) for n, d, p in zip(rest[::3], rest[1::3], rest[2::3])}
+    execution = Execution(home=Path(home), threads=1, processes=int(processes), strategy=strategy)
+    obtain(pretrain, killed_pretrain(), inputs, execution)
+"""
+
+
+def start(inputs: Inputs, home: Path, processes: int = 1, strategy: str = "ddp") -> subprocess.Popen[bytes]:
+    root = Path(__file__).parents[2]
+    rest = [word for name, artifact in inputs.items() for word in (name, artifact.digest, str(artifact.path))]
+    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(home), str(processes), strategy, *rest]
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": path})
+
+
+def kill_after_checkpoint(process: subprocess.Popen[bytes], home: Path, step: int) -> None:
+    """kill -9 once the checkpoint before `step`, or a later one, is there."""
+    deadline = time.monotonic() + STARTED_S
+    while True:
+        steps = [int(p.stem.removeprefix("step")) for p in home.glob("scratch/**/checkpoints/step*.pt")]
+        if max(steps, default=-1) >= step:
+            break
+        assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def finish(inputs: Inputs, home: Path) -> str:
+    """Run in this process to the end, from where a killed one stopped; the model's digest."""
+    execution = Execution(home=home, threads=1)
+    return obtain(pretrain, killed_pretrain(), inputs, execution).artifact.digest
+
+
+def test_killed_at_five_steps_it_ends_with_the_same_bits(inputs: Inputs, tmp_path: Path) -> None:
+    cut = tmp_path / "cut"
+    process = start(inputs, cut)
+    whole = finish(inputs, tmp_path / "whole")
+    for number, step in enumerate(sorted(random.sample(range(1, 25), 5))):
+        # A step is some milliseconds, so the kill falls wherever it may after the checkpoint waited for.
+        kill_after_checkpoint(process if number == 0 else start(inputs, cut), cut, step)
+    assert not list(cut.glob("keys/pretrain/*.json"))
+    assert finish(inputs, cut) == whole
+    assert full_curve(cut) == full_curve(tmp_path / "whole")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed"])
+def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path, strategy: str) -> None:
+    """Checkpoints reshard, and the curve stays the same but for rounding."""
+    if strategy == "deepspeed":
+        require_module("deepspeed")
+    finish(inputs, tmp_path / "whole")
+    kill_after_checkpoint(start(inputs, tmp_path / "cut", 1), tmp_path / "cut", 8)
+    kill_after_checkpoint(start(inputs, tmp_path / "cut", 2, strategy), tmp_path / "cut", 20)
+    finish(inputs, tmp_path / "cut")
+    whole, cut = full_curve(tmp_path / "whole"), full_curve(tmp_path / "cut")
+    assert_same_but_for_rounding(whole, cut)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, strategy: Any) -> None:
+    """With NorMuon; tests/train/test_strategies.py has AdamW, under DeepSpeed too."""
+    cfg = tiny_pretrain(steps=8, precision="fp32", optimizer="normuon")
+    one = Execution(home=tmp_path / "one", threads=1)
+    two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
+    for execution in (one, two):
+        obtain(pretrain, cfg, inputs, execution)
+    assert_same_but_for_rounding(full_curve(one.home), full_curve(two.home))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_int8_on_two_processes(inputs: Inputs, tmp_path: Path, strategy: Any) -> None:
+    """Scales are those of a process's own tokens, and FSDP2 passes weights on in bf16: the curve is near, not equal."""
+    two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
+    homes = [(tmp_path / "usual", "bf16"), (tmp_path / "one", "int8")]
+    runs = [(Execution(home=home, threads=1), precision) for home, precision in homes] + [(two, "int8")]
+    for execution, precision in runs:
+        obtain(pretrain, tiny_pretrain(steps=8, precision=precision), inputs, execution)
+    usual, one, many = ([point["loss"] for point in full_curve(execution.home)] for execution, _ in runs)
+    assert one == pytest.approx(usual, abs=0.02) and many == pytest.approx(usual, abs=0.02)
+    assert len({usual[-1], one[-1], many[-1]}) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp2"])
+def test_accelerate_can_start_the_processes(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: Any
+) -> None:
+    config = Path(__file__).parents[2] / "deployments" / "accelerate" / f"{name}.yaml"
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
+    monkeypatch.setenv("BESSEMER_LAUNCHER", " ".join(command))
+    execution = Execution(home=tmp_path, threads=1, processes=2, strategy=name, device="cpu")
+    assert obtain(pretrain, tiny_pretrain(steps=2), inputs, execution).manifest.metrics["steps"] == 2
+
+
+@pytest.mark.slow
+def test_what_was_asked_for_is_what_runs(inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    execution = Execution(home=tmp_path, threads=1, processes=2)
+    monkeypatch.setenv("BESSEMER_LAUNCHER", sys.executable)  # a launcher that falls back to one process
+    with pytest.raises(ValueError, match="asked for 2 processes but 1 are running"):
+        obtain(pretrain, tiny_pretrain(), inputs, execution)
+
+
+@pytest.mark.slow
+def test_muon_under_zero_and_uneven_batches_are_refused(inputs: Inputs, tmp_path: Path) -> None:
+    zero = Execution(home=tmp_path, threads=1, processes=2, strategy="deepspeed")
+    with pytest.raises(ValueError, match="Use optimizer 'adamw'"):
+        obtain(pretrain, tiny_pretrain(), inputs, zero)
+    with pytest.raises(ValueError, match="neither compiled nor multiplied in int8"):
+        obtain(pretrain, tiny_pretrain(optimizer="adamw", precision="int8"), inputs, zero)
+    two = Execution(home=tmp_path, threads=1, processes=2)
+    with pytest.raises(ValueError, match="7 rows or pairs cannot be shared evenly by 2"):
+        obtain(pretrain, tiny_pretrain(batch_tokens=7 * 64), inputs, two)
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_curve(inputs: Inputs, tmp_path: Path) -> None:
+    require_program("g++")
+    cfg = tiny_pretrain(steps=4, precision="fp32", optimizer="adamw", num_layers=1)
+    plain = Execution(home=tmp_path / "plain", threads=1)
+    compiled = Execution(home=tmp_path / "compiled", threads=1, compile="layers")
+    expected = obtain(pretrain, cfg, inputs, plain)
+    torch._dynamo.utils.counters.clear()
+    found = obtain(pretrain, cfg, inputs, compiled)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # one layer, in training and in validation
+    assert found.manifest.key == expected.manifest.key
+    for p, q in zip(full_curve(plain.home), full_curve(compiled.home), strict=True):
+        assert q == pytest.approx(p, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "where", "words"),
+    [
+        ({"precision": "fp8"}, {}, "'fp8' needs a CUDA device of compute capability 8.9"),
+        ({"precision": "int8"}, {"compile": "layers"}, "int8 cannot be compiled"),
+        ({}, {"compile": "layers"}, "a C[+][+] compiler on a CPU; looked for no-such-compiler"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused(
+    inputs: Inputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cfg: Any, where: Any, words: str
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    execution = Execution(home=tmp_path, threads=1, device="cpu", **where)
+    with pytest.raises(ValueError, match=words):
+        obtain(pretrain, tiny_pretrain(**cfg), inputs, execution)
+
+
+def test_another_tokenizer_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in inputs["tokenizer"].path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    contract = json.loads((folder / "contract.json").read_bytes())
+    (folder / "contract.json").write_text(json.dumps({**contract, "tokenizer_digest": "f" * 64}))
+    other = Artifact("3" * 64, folder)
+    with pytest.raises(ValueError, match="tokenizer_digest"):
+        obtain(pretrain, tiny_pretrain(), {**inputs, "tokenizer": other}, execution)
+
+
+def test_it_goes_on_from_another_model(inputs: Inputs, execution: Execution) -> None:
+    """The weights are the very ones: a step at almost no learning rate leaves its validation loss where it was."""
+    first = obtain(pretrain, tiny_pretrain(), inputs, execution)
+    rates = dict.fromkeys(("learning_rate", "embedding_learning_rate", "head_learning_rate"), 1e-12)
+    cfg = tiny_pretrain(steps=1, optimizer="adamw", **rates)
+    second = obtain(pretrain, cfg, {**inputs, "start": first.artifact}, execution)
+    assert second.manifest.metrics["val_loss"] == pytest.approx(first.manifest.metrics["val_loss"], abs=1e-6)
+    assert second.manifest.key != pretrain.key(cfg, inputs)
+    longer = tiny_pretrain(steps=1, context_length=128)
+    assert obtain(pretrain, longer, {**inputs, "start": first.artifact}, execution).status == "built"
+
+
+def test_a_model_of_another_shape_or_tokenizer_is_no_start(
+    inputs: Inputs, execution: Execution, tmp_path: Path
+) -> None:
+    first = obtain(pretrain, tiny_pretrain(steps=1), inputs, execution).artifact
+    wider = tiny_pretrain(hidden_size=64, num_layers=3)
+    with pytest.raises(ValueError, match="hidden_size is 32 there, 64 here; num_layers is 2 there, 3 here"):
+        obtain(pretrain, wider, {**inputs, "start": first}, execution)
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in first.path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    contract = json.loads((folder / "contract.json").read_bytes())
+    (folder / "contract.json").write_text(json.dumps({**contract, "tokenizer_digest": "e" * 64}))
+    with pytest.raises(ValueError, match="tokenizer_digest"):
+        obtain(pretrain, tiny_pretrain(), {**inputs, "start": Artifact("5" * 64, folder)}, execution)
+
+
+def test_horizons() -> None:
+    tokens = 64 * 100 + 1
+    assert step_plan(tiny_pretrain(steps=5), tokens).steps == 5
+    assert step_plan(tiny_pretrain(steps=0, train_tokens=5000), tokens).steps == 10
+    assert step_plan(tiny_pretrain(steps=0, epochs=2), tokens).steps == 25
+
+
+@pytest.mark.parametrize("first_batch", [64, 128, 256, 512])
+def test_a_ramp_takes_its_share_of_the_windows_however_training_ends(first_batch: int) -> None:
+    """Counted in steps of full size, a ramp from an eighth outlived its training."""
+    ramps = {"initial_batch_tokens": first_batch, "initial_sequence_length": 16, "ramp_fraction": 0.3}
+    by_steps = step_plan(tiny_pretrain(steps=1000, **ramps), 64 * 100 + 1)
+    windows = int(by_steps.first_window[-1])
+    by_tokens = step_plan(tiny_pretrain(steps=0, train_tokens=64 * windows, **ramps), 64 * 100 + 1)
+    batches = np.diff(by_steps.first_window)
+    assert by_steps.steps == 1000 and abs(by_tokens.steps - 1000) <= 3
+    assert (batches[0], batches[-1]) == (first_batch // 64, 8) and (np.diff(batches) >= 0).all()
+    for sizes in (batches, by_steps.row_length):
+        if sizes[0] != sizes[-1]:
+            assert batches[sizes != sizes[-1]].sum() == pytest.approx(0.3 * windows, abs=8)
+
+
+def test_trace_knows_the_steps_of_a_document(inputs: Inputs) -> None:
+    cfg = tiny_pretrain(steps=30)
+    batches = text_batches(cfg, inputs["tokens"].path, inputs["tokenizer"].path)
+    first = int(batches.items(4)[0]) * cfg.sequence_length
+    assert 4 in batches.steps_that_saw(first, first + 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sequence_length": 128}, "exceeds context_length 64"),
+        ({"batch_tokens": 500}, "not a multiple of sequence_length"),
+        ({"initial_sequence_length": 24}, "does not reach 64 by doubling"),
+        ({"initial_batch_tokens": 1024}, "does not reach 512 by doubling"),
+        ({"hidden_size": 33}, "not a multiple of num_heads"),
+        ({"hidden_size": 33, "head_dim": 8, "qk_norm": False}, "not a multiple of num_heads"),
+        ({"learning_rate": 0}, "greater than 0"),
+        ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' and rope_scaling_factor 1 do not go together"),
+        ({"rope_scaling_factor": 4}, "rope_scaling 'default' and rope_scaling_factor 4 do not go together"),
+        ({"rope_scaling": "llama3", "rope_scaling_factor": 4, "rope_high_freq_factor": 1}, "high_freq_factor"),
+    ],
+)
+def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        tiny_pretrain(**changes)
+
+
+def test_an_empty_split_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    for path in inputs["tokens"].path.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    (folder / "validation.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match="validation split has no tokens"):
+        obtain(pretrain, tiny_pretrain(), {**inputs, "tokens": Artifact("4" * 64, folder)}, execution)
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+def test_a_longer_context_is_trained_and_exported(inputs: Inputs, execution: Execution, kind: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tasks.models.folder import load_model
+
+    cfg = tiny_pretrain(steps=2, precision="fp32", context_length=256, rope_scaling=kind, rope_scaling_factor=4)
+    folder = obtain(pretrain, cfg, inputs, execution).artifact.path
+    theirs = AutoModelForCausalLM.from_pretrained(folder)
+    assert theirs.config.rope_parameters["rope_type"] == kind and theirs.config.max_position_embeddings == 256
+    if kind != "linear":
+        assert theirs.config.rope_parameters["original_max_position_embeddings"] == 64
+    ids = torch.arange(250)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(load_model(folder)(ids), theirs(ids).logits, atol=1e-5, rtol=0)
+
+
+def test_defaults_are_a_model_of_five_million() -> None:
+    from model.network.flops import num_parameters
+    from tasks.train.pretrain import model_shape
+
+    assert 3e6 < num_parameters(model_shape(PretrainConfig(), 4096)) < 8e6
