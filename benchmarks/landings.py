@@ -13,8 +13,7 @@ from benchmarks.data_corpus import real_texts, write_jsonl
 from benchmarks.report import Figure
 from flows.graph import Sources, prepare
 from flows.recipe import PYTHON_DOCS, Recipe
-from flows.run import Body, build_models, execute
-from flows.runners import InProcess
+from flows.run import Body, InProcess, build_models, execute
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.store import Store

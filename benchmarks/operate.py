@@ -72,7 +72,8 @@ def cached_runs(recipe_file: Path, home: Path, repeats: int) -> list[Figure]:
 @contextmanager
 def dashboards(home: Path) -> Iterator[None]:
     """`bessemer up` for as long as this lasts."""
-    from flows.servers.processes import free_port, live_addresses
+    from flows.addresses import live_addresses
+    from flows.servers.processes import free_port
 
     command = [sys.executable, "-m", "flows.cli", "up", "--home", str(home)]
     command += ["--prefect-port", str(free_port()), "--mlflow-port", str(free_port())]

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from flows.recipe import Recipe
 from tasks.chats.conversations import conversations
 from tasks.chats.preferences import preferences
-from tasks.evaluation.evaluate import evaluate
-from tasks.evaluation.gate import gate
-from tasks.mechanism.stage import Artifact, Input, Runner
+from tasks.evaluation.evaluate import evaluate, evaluation_label
+from tasks.evaluation.gate import GateTerms, Limit, gate
+from tasks.mechanism.stage import Artifact, Input, Runner, Stage, StageConfig
 from tasks.models.quantize import quantize
 from tasks.text.decontaminate import decontaminate
 from tasks.text.dedup.dedup import dedup
@@ -47,19 +48,6 @@ class Sources:
 
 
 @dataclass(frozen=True)
-class Products:
-    """What a run ends with: five forms of one model, their evaluations, and the verdict on the candidate."""
-
-    models: dict[str, Artifact]
-    evaluations: dict[str, Artifact]
-    verdict: Artifact
-
-
-Incumbent = Callable[[Artifact], Mapping[str, Artifact]]
-"""Given the candidate's evaluation, the evaluation to beat under the name `incumbent`; empty where there is none."""
-
-
-@dataclass(frozen=True)
 class Prepared:
     """What models are trained on."""
 
@@ -69,6 +57,71 @@ class Prepared:
     preferences: Artifact
     benchmarks: Mapping[str, Source]  # by the name of the input; empty where there are none
     start: Mapping[str, Artifact]  # the model that pretraining goes on from, as `start`; empty: from scratch
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the models that a run ends with.
+
+    name: what people, MLflow's aliases and the label of its evaluation call it
+    stage, config: what makes it, and its section of the recipe
+    parent: the form that it is made from, as the stage's input `model`; "" for the first
+    limit: the most by which it may raise perplexity over its parent, as a share; None: it is not held against it
+    inputs: what its stage takes besides
+    """
+
+    name: str
+    stage: Stage[Any]
+    config: StageConfig
+    parent: str
+    limit: float | None
+    inputs: Callable[[Prepared], Mapping[str, Input]]
+
+    @property
+    def label(self) -> str:
+        """The label of its stage call: its own name where one stage makes several forms, else the stage's."""
+        return self.name if self.stage is quantize else self.stage.name
+
+
+def forms(recipe: Recipe) -> tuple[Form, ...]:
+    """The models that a run of this recipe ends with, each after its parent. Whatever walks over models walks these."""
+    r, limits = recipe, recipe.limits
+    return (
+        Form(
+            "base", pretrain, r.pretrain, "", None, lambda d: {"tokens": d.tokens, "tokenizer": d.tokenizer, **d.start}
+        ),
+        Form("sft", sft, r.sft, "base", None, lambda d: {"conversations": d.conversations}),
+        Form("dpo", dpo, r.dpo, "sft", limits.dpo, lambda d: {"preferences": d.preferences}),
+        Form("int8", quantize, r.int8, "dpo", limits.int8, lambda d: {"calibration": d.tokens}),
+        Form("fp4", quantize, r.fp4, "dpo", limits.fp4, lambda d: {"calibration": d.tokens}),
+    )
+
+
+ROLES = {"start": "base", "candidate": "dpo", "served": "int8"}
+"""By role a form: what a later run goes on from, what the gate holds against the champion, and what answers people."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """What a run ends with: its models and their evaluations by form, and the verdict on the candidate."""
+
+    models: dict[str, Artifact]
+    evaluations: dict[str, Artifact]
+    verdict: Artifact
+
+    @property
+    def candidate(self) -> Artifact:
+        """The model that the gate judged."""
+        return self.models[ROLES["candidate"]]
+
+    @property
+    def candidate_evaluation(self) -> Artifact:
+        """What the gate judged it by."""
+        return self.evaluations[ROLES["candidate"]]
+
+
+Incumbent = Callable[[Artifact], Mapping[str, Artifact]]
+"""Given the candidate's evaluation, the evaluation to beat under the name `incumbent`; empty where there is none."""
 
 
 def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
@@ -89,35 +142,41 @@ def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
 
 
 def train(recipe: Recipe, data: Prepared, incumbent: Incumbent, run: Runner) -> Products:
-    """Tokens, conversations and pairs in, five models and a verdict out: the second half."""
-    tokens, chats, pairs = data.tokens, data.conversations, data.preferences
-    base = run(pretrain, recipe.pretrain, tokens=tokens, tokenizer=data.tokenizer, **data.start)
-    chat = run(sft, recipe.sft, base=base, conversations=chats)
-    aligned = run(dpo, recipe.dpo, policy=chat, preferences=pairs)
-    int8 = run(quantize, recipe.int8, "int8", model=aligned, calibration=tokens)
-    fp4 = run(quantize, recipe.fp4, "fp4", model=aligned, calibration=tokens)
-
-    models = {"base": base, "sft": chat, "dpo": aligned, "int8": int8, "fp4": fp4}
-    references = {"base": base, "sft": chat, "dpo": chat, "int8": aligned, "fp4": aligned}
+    """Tokens, conversations and pairs in, every form of the model and a verdict out: the second half."""
+    models: dict[str, Artifact] = {}
+    for form in forms(recipe):
+        parent = {"model": models[form.parent]} if form.parent else {}
+        models[form.name] = run(form.stage, form.config, form.label, **parent, **form.inputs(data))
     evaluations = {
-        name: run(
+        form.name: run(
             evaluate,
             recipe.evaluate,
-            f"evaluate_{name}",
-            model=model,
-            tokens=tokens,
-            preferences=pairs,
-            reference=references[name],
+            evaluation_label(form.name),
+            model=models[form.name],
+            tokens=data.tokens,
+            preferences=data.preferences,
+            reference=models[form.name if form.limit is None else form.parent],
             **data.benchmarks,
         )
-        for name, model in models.items()
+        for form in forms(recipe)
     }
-    verdict = run(gate, recipe.gate, **evaluations, **incumbent(evaluations["dpo"]))
+    terms = gate_terms(recipe)
+    verdict = run(gate, terms, **evaluations, **incumbent(evaluations[terms.candidate]))
     return Products(models, evaluations, verdict)
 
 
+def gate_terms(recipe: Recipe) -> GateTerms:
+    """The recipe's section of the gate, with the form that it judges and what each is held against."""
+    held = [
+        Limit(form=form.name, parent=form.parent, max_increase=form.limit)
+        for form in forms(recipe)
+        if form.limit is not None
+    ]
+    return GateTerms(**dict(recipe.gate), candidate=ROLES["candidate"], held=tuple(held))
+
+
 def pipeline(recipe: Recipe, sources: Sources, incumbent: Incumbent, run: Runner) -> Products:
-    """Raw text in, five models and a verdict out.
+    """Raw text in, every form of the model and a verdict out.
 
     Args:
         recipe: every stage's config.

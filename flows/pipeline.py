@@ -15,14 +15,13 @@ from prefect.concurrency.sync import concurrency
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
+from flows.addresses import live_addresses
 from flows.champion import describe_start
 from flows.observers import PrefectObserver, Together
 from flows.plan import make_plan, plan_markdown
 from flows.recipe import Recipe
-from flows.run import execute
-from flows.runners import InProcess
-from flows.servers.processes import live_addresses
-from flows.show.markdown import stage_markdown, summary_markdown
+from flows.run import InProcess, execute
+from flows.show.markdown import report_files, stage_markdown, summary_markdown
 from flows.show.summary import summarise
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.progress import format_seconds
@@ -43,7 +42,7 @@ def bessemer(recipe: Recipe = Recipe(), execution: Execution = Execution()) -> R
         recipe: What to build, a section per stage. Equal recipes on equal content give equal models.
         execution: Where and how fast. Nothing here changes a result.
     """
-    tracker = open_tracker(execution)
+    tracker = open_tracker(execution, report_files)
     start = describe_start(Store(execution.home), recipe)
     plan = f"{plan_markdown(make_plan(recipe, execution))}\n\nPretraining starts from {start}."
     create_markdown_artifact(plan, key=artifact_key("plan", recipe.name), description="What will run")

@@ -30,6 +30,16 @@ PYTHON_DOCS = "python-docs"
 MAX_DEPTH = 128
 
 
+class FormLimits(BaseModel):
+    """The most by which each form of the model may raise perplexity over the form that it is made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
+
+    dpo: float = Field(0.5, ge=0, description="Of the aligned model over the SFT model, as a share (0.01 is 1 %).")
+    int8: float = Field(0.01, ge=0, description="Of the INT8 model over the aligned one, as a share.")
+    fp4: float = Field(0.05, ge=0, description="Of the FP4 model over the aligned one, as a share.")
+
+
 class Recipe(BaseModel):
     """What to build. Two runs of one recipe on the same content give the same models."""
 
@@ -71,6 +81,7 @@ class Recipe(BaseModel):
     int8: QuantizeConfig = Field(QuantizeConfig(format="int8"), description="Store weights in 8 bits.")
     fp4: QuantizeConfig = Field(QuantizeConfig(format="nvfp4"), description="Store weights in 4 bits.")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Measure each model.")
+    limits: FormLimits = Field(FormLimits(), description="What a form of the model may lose against its parent.")
     gate: GateConfig = Field(GateConfig(), description="Decide whether the new model replaces the champion.")
 
     @model_validator(mode="after")

@@ -1,22 +1,88 @@
 """One run from sources to verdict, whoever carries out its stages: the body shared by the flow and `--in-process`."""
 
+import shlex
+import sys
 from collections.abc import Callable, Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from flows.champion import find_start, incumbent_of, promote, role_of
-from flows.check import check_training
-from flows.graph import Prepared, Products, Sources, prepare, train
+from flows.graph import ROLES, Prepared, Products, Sources, forms, prepare, train
 from flows.recipe import Recipe
-from flows.runners import InProcess
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.runs import RunRecord
-from tasks.mechanism.store import Store
+from tasks.mechanism.progress import console, format_seconds
+from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
+from tasks.mechanism.stage import C, Input, Outcome, Stage, obtain
+from tasks.mechanism.store import Artifact, Store, explain_full_disk, now_utc
 from tasks.text.source import resolve_source
 from tasks.track import Tracker
+from tasks.train.job import TrainingConfig
 
-MakeRunner = Callable[[Recipe, Execution, Tracker, Mapping[str, str]], InProcess]
-Body = Callable[[Recipe, Sources, InProcess], None]
+MakeRunner = Callable[[Recipe, Execution, Tracker, Mapping[str, str]], "InProcess"]
+Body = Callable[[Recipe, Sources, "InProcess"], None]
 Promotion = Literal["by the gate", "never"]
+
+
+class InProcess:
+    """The runner of tests, notebooks and `--in-process`; the Prefect runner differs in `carry_out` only."""
+
+    def __init__(self, recipe: Recipe, execution: Execution, tracker: Tracker, sources: Mapping[str, str]) -> None:
+        self.execution = execution
+        self.store = Store(execution.home)
+        self.tracker = tracker
+        self.outcomes: dict[str, Outcome] = {}
+        self.record = RunRecord(
+            run_id=new_run_id(recipe.name),
+            recipe=recipe.model_dump(mode="json"),
+            command=shlex.join(["bessemer", *sys.argv[1:]]),
+            home=str(execution.home),
+            status="running",
+            started=now_utc(),
+            sources=dict(sources),
+            forms={form.name: form.label for form in forms(recipe)},
+            roles=dict(ROLES),
+        )
+        self.tracker.begin(self.record)
+        save_run(self.store, self.record)
+
+    def __call__(self, stage: Stage[C], config: C, label: str = "", /, **inputs: Input) -> Artifact:
+        """Serve or build one stage call and write down what became of it."""
+        label = label or stage.name
+        console.print(f"[bold]{label}[/bold]")
+        outcome = self.carry_out(stage, config, label, inputs)
+        self.outcomes[label] = outcome
+        self._write_down(outcome)
+        self.tracker.stage_finished(outcome)
+        return outcome.artifact
+
+    def carry_out(self, stage: Stage[Any], config: Any, label: str, inputs: Mapping[str, Input]) -> Outcome:
+        """Where the work happens; overridden by runners that happen elsewhere."""
+        return obtain(stage, config, inputs, self.execution, label, self.tracker.stage_observer(label))
+
+    def finish(self, status: Status, error: str = "") -> None:
+        """Close the record and tracking, whatever happened."""
+        try:
+            end_run(self.store, self.record, status, error)
+        except OSError as failure:  # a full disk: that the record stays open must not hide why the run ended
+            console.print(f"The record of {self.record.run_id} could not be closed: {failure}.", markup=False)
+        self.tracker.finish(self.record, status)
+
+    def _write_down(self, outcome: Outcome) -> None:
+        manifest = outcome.manifest
+        record = StageRecord(
+            label=outcome.label,
+            stage=manifest.stage,
+            key=manifest.key,
+            digest=manifest.digest,
+            status=outcome.status,
+            seconds=manifest.seconds,
+            note=outcome.note,
+        )
+        self.record.stages.append(record)
+        with explain_full_disk(self.store.home, f"recording {outcome.label}"):
+            save_run(self.store, self.record)
+        spent = "cached" if outcome.status == "cached" else format_seconds(manifest.seconds)
+        note = f" ({outcome.note})" if outcome.note else ""
+        console.print(f"  {spent}: {manifest.digest[:12]}{note}", markup=False)
 
 
 def resolve_sources(recipe: Recipe, execution: Execution) -> Sources:
@@ -57,7 +123,7 @@ def train_models(recipe: Recipe, data: Prepared, runner: InProcess, promotion: P
     products: Products = train(recipe, data, incumbent_of(runner.store, recipe.name), runner)
     if promotion == "by the gate":
         promote(runner.store, recipe.name, products, runner.record)
-    runner.tracker.judged(products.models["dpo"].digest, role_of(runner.store, recipe.name, products))
+    runner.tracker.judged(products.candidate.digest, role_of(runner.store, recipe.name, products))
 
 
 def execute(
@@ -86,3 +152,35 @@ def execute(
         raise
     runner.finish("completed")
     return runner.record
+
+
+def check_training(recipe: Recipe, execution: Execution) -> None:
+    """Refuse before the first stage what training would refuse hours later, by config alone.
+
+    Raises:
+        ValueError: a step that the processes cannot share evenly, or an optimizer that the strategy cannot run.
+    """
+    pretrain, sft, dpo = recipe.pretrain, recipe.sft, recipe.dpo
+    first_batch = pretrain.initial_batch_tokens or pretrain.batch_tokens  # the others are this, doubled
+    _check_share("pretrain", "batch_tokens", first_batch // pretrain.sequence_length, execution)
+    _check_share("sft", "batch_tokens", sft.rows_per_batch, execution)
+    _check_share("dpo", "batch_pairs", dpo.batch_pairs, execution)
+    for name, config in {"pretrain": pretrain, "sft": sft, "dpo": dpo}.items():
+        _check_optimizer(name, config, execution)
+
+
+def _check_share(stage: str, field: str, items: int, execution: Execution) -> None:
+    if items % execution.processes:
+        raise ValueError(
+            f"A step of {stage} has {items} {'pairs' if field == 'batch_pairs' else 'rows'}, which "
+            f"{execution.processes} processes cannot share evenly. Use a larger {stage}.{field}, or a number of "
+            "processes that divides it."
+        )
+
+
+def _check_optimizer(stage: str, config: TrainingConfig, execution: Execution) -> None:
+    if execution.strategy == "deepspeed" and config.optimizer != "adamw":
+        raise ValueError(
+            f"{stage}.optimizer is '{config.optimizer}', which cannot run under the strategy 'deepspeed': it cuts "
+            f"matrices into flat pieces. Use {stage}.optimizer=adamw, or the strategy 'fsdp2' or 'ddp'."
+        )

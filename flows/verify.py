@@ -6,8 +6,7 @@ from pathlib import Path
 
 from flows.graph import Sources, Start
 from flows.recipe import Recipe
-from flows.run import build_models, execute, resolve_sources, source_digests
-from flows.runners import InProcess
+from flows.run import InProcess, build_models, execute, resolve_sources, source_digests
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.store import Store, StoreDamage

@@ -18,9 +18,9 @@ from flows.champion import find_champion
 from flows.graph import Sources, prepare
 from flows.pipeline import PrefectRunner, artifact_key
 from flows.recipe import Recipe
-from flows.run import Promotion, execute, resolve_sources, source_digests, train_models
-from flows.runners import InProcess
+from flows.run import InProcess, Promotion, execute, resolve_sources, source_digests, train_models
 from flows.seen import Seen, read_seen, write_seen
+from flows.show.markdown import report_files
 from flows.show.news import NOTHING_NEW, News, notification
 from flows.show.summary import summarise
 from tasks.mechanism.execution import Execution, arrange_form
@@ -94,7 +94,7 @@ def look(recipe: Recipe, watch: WatchConfig, execution: Execution) -> News:
             promoted = find_champion(store, recipe.name) != before
             outcome = "trained and promoted" if promoted else "trained; the champion stays"
 
-    record = execute(recipe, execution, open_tracker(execution), PrefectRunner, prepare_then_decide)
+    record = execute(recipe, execution, open_tracker(execution, report_files), PrefectRunner, prepare_then_decide)
     now_seen = Seen(
         sources=source_digests(sources),
         corpus_files={file.name: file.sha256 for file in sources.corpus.files},

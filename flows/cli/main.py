@@ -79,7 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     chat = _add_verb(adder, "chat", verbs.chat, "talk to a model")
     chat.add_argument(
-        "--model", default="", help="base, sft, dpo, int8 or fp4 of a run, or a model folder; default int8"
+        "--model",
+        default="",
+        help="a form of the model, as the summary lists them, or a model folder; default: the served one",
     )
     chat.add_argument("--run", default="", help="the run whose model it is; default: the champion, else the latest")
     chat.add_argument("--message", default="", help="ask this and leave, instead of a conversation")
@@ -116,7 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     inspect.add_argument("--html", default="", metavar="FILE", help="write a page with movable thresholds (filter)")
 
     export = _add_verb(adder, "export", verbs.export, "write a model for other engines")
-    export.add_argument("--model", default="dpo", help="base, sft, dpo, int8 or fp4 of a run, or a model folder")
+    export.add_argument(
+        "--model", default="", help="a form of the model, or a model folder; default: the one that the gate judged"
+    )
     export.add_argument("--run", default="", help="the run whose model it is; default: the champion, else the latest")
     export.add_argument("--output", required=True, help="file (GGUF) or folder (hf) to write")
     export.add_argument(

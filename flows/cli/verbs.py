@@ -43,10 +43,11 @@ def run(options: argparse.Namespace) -> None:
     plan = read_plan(options)
     if options.in_process:
         from flows.run import execute
+        from flows.show.markdown import report_files
         from tasks.track import open_tracker
 
         signal.signal(signal.SIGTERM, _interrupt)  # Prefect does as much for its flows
-        record = execute(plan.recipe, plan.execution, open_tracker(plan.execution))
+        record = execute(plan.recipe, plan.execution, open_tracker(plan.execution, report_files))
     else:
         from flows.servers.start import run_with_prefect
 
@@ -100,7 +101,8 @@ def show(options: argparse.Namespace) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Say what differs between two runs."""
-    from flows.show.compare import compare_runs, comparison_json, find_pair
+    from flows.champion import find_pair
+    from flows.show.compare import compare_runs, comparison_json
     from flows.show.compare_page import render_comparison, render_page
     from flows.show.summary import wide_console
 
@@ -118,9 +120,10 @@ def compare(options: argparse.Namespace) -> None:
 
 def chat(options: argparse.Namespace) -> None:
     """Talk to a model."""
-    from flows.cli.chat import hold_conversation, model_folder
+    from flows.champion import model_folder
+    from flows.cli.chat import hold_conversation
 
-    folder = model_folder(Store(options.home), options.model, options.run)
+    folder = model_folder(Store(options.home), options.model, options.run, "served")
     hold_conversation(folder, options.message, options.temperature, options.max_tokens)
 
 
@@ -152,7 +155,7 @@ def verify(options: argparse.Namespace) -> int:
 
 def promote(options: argparse.Namespace) -> None:
     """Make a run's models the champion."""
-    from flows.promote import promote_run
+    from flows.champion import promote_run
     from tasks.mechanism.execution import Execution
     from tasks.mechanism.runs import find_run
 
@@ -229,9 +232,10 @@ def export(options: argparse.Namespace) -> None:
     """Write a model as a GGUF file, or copy its Hugging Face folder after transformers has agreed with it."""
     import shutil
 
-    from flows.cli.chat import model_folder
+    from flows.champion import model_folder
 
-    folder, target = model_folder(Store(options.home), options.model, options.run), Path(options.output)
+    folder = model_folder(Store(options.home), options.model, options.run, "candidate")
+    target = Path(options.output)
     if target.exists():
         raise ValueError(f"{target} exists already. Choose another --output, or remove it first.")
     if options.format == "hf":

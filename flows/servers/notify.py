@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
-from flows.servers.processes import required_addresses
+from flows.addresses import required_addresses
 
 EVENT = "bessemer.text.arrived"
 RESOURCE = "bessemer.text"

@@ -1,4 +1,4 @@
-"""The servers behind the dashboards: their settings, where they listen, and how they are started as children."""
+"""The servers behind the dashboards: their settings, and how they are started as children."""
 
 import contextlib
 import os
@@ -7,19 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict
-
+from flows.addresses import answers, server_folder
 from flows.servers.lost_runs import HEARTBEAT_ENVIRONMENT
-from tasks.mechanism.store import write_atomically
 from tasks.track.connection import local_tracking_uri, tracking_folder
 
 LOOPBACK = "127.0.0.1"
-HEALTH_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 120.0  # Prefect's first start migrates its database: 16 s on an idle machine, 41 s on a busy one
 STOP_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 15
@@ -32,26 +28,6 @@ _SERVICES_OF_A_SCHEDULE = (
     "CLEANUP_RECONCILER",
     "TRIGGERS",
 )
-
-
-class Addresses(BaseModel):
-    """Where the servers of a home folder listen; `servers/addresses.json` while `bessemer up` runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    prefect: str
-    mlflow: str
-    pid: int
-
-    @property
-    def prefect_api(self) -> str:
-        """The address that clients use."""
-        return f"{self.prefect}/api"
-
-
-def server_folder(home: Path) -> Path:
-    """Addresses, lock and logs of the servers."""
-    return home.resolve() / "servers"
 
 
 def prefect_environment(home: Path) -> dict[str, str]:
@@ -77,46 +53,6 @@ def mlflow_environment() -> dict[str, str]:
         "DO_NOT_TRACK": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-
-
-def save_addresses(home: Path, addresses: Addresses) -> None:
-    """Tell other processes where the servers are."""
-    write_atomically(server_folder(home) / "addresses.json", addresses.model_dump_json().encode())
-
-
-def forget_addresses(home: Path) -> None:
-    """The servers are gone."""
-    (server_folder(home) / "addresses.json").unlink(missing_ok=True)
-
-
-def live_addresses(home: Path) -> Addresses | None:
-    """Where the servers of this home listen, if Prefect's answers; what a killed `up` left counts for nothing."""
-    try:
-        addresses = Addresses.model_validate_json((server_folder(home) / "addresses.json").read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
-    return addresses if answers(f"{addresses.prefect_api}/health") else None
-
-
-def required_addresses(home: Path) -> Addresses:
-    """The same, for what cannot be done without servers.
-
-    Raises:
-        ValueError: none is up for this home.
-    """
-    addresses = live_addresses(home)
-    if addresses is None:
-        raise ValueError(f"No server is up for {home.resolve()}. Start it with `bessemer up`, then try again.")
-    return addresses
-
-
-def answers(address: str) -> bool:
-    """Whether an HTTP GET succeeds."""
-    try:
-        with urllib.request.urlopen(address, timeout=HEALTH_TIMEOUT_S) as reply:
-            return bool(reply.status == 200)
-    except (OSError, ValueError):
-        return False
 
 
 def is_port_free(port: int) -> bool:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
-from flows.check import check_training
+from flows.addresses import Addresses, required_addresses
 from flows.recipe import Plan, Recipe
-from flows.run import resolve_sources
+from flows.run import check_training, resolve_sources
 from flows.servers.deployments import execution_parameters, recipe_parameters
 from flows.servers.notify import UNAUTHORIZED
-from flows.servers.processes import Addresses, prefect_environment, required_addresses
+from flows.servers.processes import prefect_environment
 from tasks.mechanism.execution import Execution
 from tasks.text.source import absolute
 

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from flows.addresses import live_addresses
 from flows.backfill_plan import Dates
 from flows.recipe import Recipe
 from flows.servers.processes import (
     LOOPBACK,
     free_port,
-    live_addresses,
     prefect_environment,
     start_temporary_prefect,
     wait_until_healthy,

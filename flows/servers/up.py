@@ -11,18 +11,15 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
+from flows.addresses import Addresses, forget_addresses, save_addresses, server_folder
 from flows.recipe import Recipe
 from flows.servers.deployments import COLLISION_STRATEGIES, ROOT, WORK_POOL, Overlap
 from flows.servers.processes import (
     LOOPBACK,
     START_TIMEOUT_S,
-    Addresses,
     Child,
-    forget_addresses,
     is_port_free,
     prefect_environment,
-    save_addresses,
-    server_folder,
     start_child,
     start_mlflow,
     start_prefect,

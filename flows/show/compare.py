@@ -4,15 +4,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.champion import Champion, find_champion
-from flows.show.summary import MODEL_LABELS, STAGE_FIGURES, Summary, summarise
+from flows.show.summary import STAGE_FIGURES, Summary, summarise
+from tasks.evaluation.evaluate import evaluation_label
 from tasks.evaluation.gate import GateConfig
 from tasks.evaluation.paired import ScoreChange, bits_per_byte_change, preference_accuracy_change
-from tasks.mechanism.runs import RunRecord, find_run, flatten, list_runs
+from tasks.mechanism.runs import RunRecord, flatten
 from tasks.mechanism.store import Artifact, Store, StoreDamage
 from tasks.text.inspect.changes import DocumentChanges, JudgedCorpus, document_changes
 
-CHAMPION = "champion"
 JUDGES = ("filter", "dedup", "decontaminate")
 
 
@@ -87,50 +86,6 @@ class RunComparison:
     answers: list[Answers]
 
 
-def find_pair(store: Store, before: str, after: str) -> tuple[RunRecord, RunRecord]:
-    """Two runs by id or beginning; `champion` is the one whose model serves the recipe of the other.
-
-    Beside the champion itself it is the one that this replaced, as it was for the gate.
-
-    Raises:
-        ValueError: one of them does not exist, or both names mean the same run.
-    """
-    if before == after == CHAMPION:
-        raise ValueError("The champion cannot be compared with itself. Name a run beside it.")
-    if before == CHAMPION:
-        second = find_run(store, after)
-        first = _champion_run(store, second)
-    else:
-        first = find_run(store, before)
-        second = _champion_run(store, first) if after == CHAMPION else find_run(store, after)
-    if first.run_id == second.run_id:
-        raise ValueError(f"Both names mean the run {first.run_id}. Name another run to compare it with.")
-    return first, second
-
-
-def _champion_run(store: Store, other: RunRecord) -> RunRecord:
-    name = str(other.recipe["name"])
-    champion = find_champion(store, name)
-    if champion is None:
-        raise ValueError(f"The recipe {name!r} has no champion in {store.home} yet. Name a run instead.")
-    return find_run(store, champion.run_id) if champion.run_id != other.run_id else _predecessor(store, champion)
-
-
-def _predecessor(store: Store, champion: Champion) -> RunRecord:
-    """The run that first gave the evaluation of the champion's predecessor."""
-    if not champion.predecessor_evaluation:
-        raise ValueError(
-            f"The run {champion.run_id} is the champion, the first that its recipe had. Name a run to compare with."
-        )
-    for record in list_runs(store):
-        stage = record.stage("evaluate_dpo")
-        if stage and stage.digest == champion.predecessor_evaluation:
-            return record
-    raise ValueError(
-        f"The run {champion.run_id} is the champion, and the run that it replaced has been collected. Name another one."
-    )
-
-
 def compare_runs(store: Store, before: RunRecord, after: RunRecord, samples: int = 3) -> RunComparison:
     """Compare two runs of any two recipes; what has been collected since is left out."""
     old, new = summarise(store, before), summarise(store, after)
@@ -203,8 +158,8 @@ def figure_changes(before: Summary, after: Summary) -> list[FigureChange]:
 
 def _models(store: Store, before: RunRecord, after: RunRecord) -> list[ModelChange]:
     found = []
-    for model in MODEL_LABELS:
-        old, new = (_artifact(store, record, f"evaluate_{model}") for record in (before, after))
+    for model in dict.fromkeys([*before.forms, *after.forms]):
+        old, new = (_artifact(store, record, evaluation_label(model)) for record in (before, after))
         if old and new:
             found += [ModelChange(model, change) for change in _score_changes(old.path, new.path)]
     return found

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import yaml
 
-from flows.show.summary import Summary, draw_curve, loss_points, model_rows, stage_figures, summarise
+from flows.show.summary import Summary, draw_curve, loss_points, model_rows, overlap_lines, stage_figures, summarise
 from tasks.evaluation.plots import family_sizes, quality_against_size, ranked_drops
 from tasks.mechanism.progress import format_seconds
 from tasks.mechanism.runs import RunRecord
@@ -43,10 +43,8 @@ def _plots(summary: Summary) -> dict[str, bytes]:
     """Drawn only where something was built: a run that was served whole would wait for nothing new."""
     if all(stage.status == "cached" for stage in summary.record.stages):
         return {}
-    evaluations: dict[str, Manifest] = {}
-    for label, manifest in summary.manifests.items():
-        if manifest.stage == "evaluate" and {"size_bytes", "val_bits_per_byte"} <= manifest.metrics.keys():
-            evaluations[label.removeprefix("evaluate_")] = manifest
+    needed = {"size_bytes", "val_bits_per_byte"}
+    evaluations = {form: m for form, m in summary.evaluations.items() if needed <= m.metrics.keys()}
     return {"plots/quality_against_size.png": quality_against_size(evaluations)} if evaluations else {}
 
 
@@ -96,6 +94,11 @@ def summary_markdown(summary: Summary) -> str:
     if model_rows(summary):
         rows = [[_cell(row.get(column, ""), column) for column in _MODEL_COLUMNS] for row in model_rows(summary)]
         parts.append("## Held-out text\n\n" + _table(tuple(_MODEL_COLUMNS.values()), rows))
+    overlap = overlap_lines(summary)
+    if overlap:
+        parts.append(
+            "**Overlap**: what the figures above must be read with.\n\n" + "\n".join(f"- {o}" for o in overlap)
+        )
     if summary.verdict:
         parts.append(f"**Verdict**: {summary.verdict.get('verdict')}. {summary.verdict.get('reason', '')}")
     parts += [f"> **{sample.prompt}**\n>\n> {_quoted(sample.answer)}" for sample in summary.samples[:5]]

@@ -10,7 +10,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from tasks.evaluation.evaluate import CLEAN_SHARE
+from tasks.evaluation.evaluate import CLEAN_SHARE, evaluation_label
 from tasks.evaluation.plots import read_curve
 from tasks.mechanism.progress import format_count, format_seconds
 from tasks.mechanism.runs import RunRecord, list_runs
@@ -20,7 +20,6 @@ from tasks.mechanism.store import Manifest, Store, StoreDamage
 CURVE_WIDTH = 64
 CURVE_HEIGHT = 9
 MINIMUM_WIDTH = 120  # tables are wider than the 80 columns that a log or pipe is taken to have
-MODEL_LABELS = {"base": "pretrain", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
 # What went in and what came out of a stage, in the metrics that tell it best.
 STAGE_FIGURES = {
     "ingest": ("files", "documents", "text_bytes", "bad_records"),
@@ -58,6 +57,17 @@ class Summary:
     verdict: dict[str, Any]
     started_from: str
 
+    @property
+    def evaluations(self) -> dict[str, Manifest]:
+        """By form of the model, in the run's order, how its evaluation came about; without those collected since."""
+        labels = {form: evaluation_label(form) for form in self.record.forms}
+        return {form: self.manifests[label] for form, label in labels.items() if label in self.manifests}
+
+    @property
+    def candidate_evaluation(self) -> Manifest | None:
+        """That of the form which the gate judges."""
+        return self.evaluations.get(self.record.roles.get("candidate", ""))
+
 
 def summarise(store: Store, record: RunRecord) -> Summary:
     """Gather a run's figures from the store; what has been collected since is left out."""
@@ -70,7 +80,7 @@ def summarise(store: Store, record: RunRecord) -> Summary:
         record,
         manifests,
         _loss_curve(store, manifests),
-        _samples(store, manifests),
+        _samples(store, record, manifests),
         _verdict(store, manifests),
         _started_from(store, manifests.get("pretrain")),
     )
@@ -108,8 +118,10 @@ def _open_json(store: Store, manifest: Manifest | None, name: str) -> list[dict[
         return []
 
 
-def _samples(store: Store, manifests: dict[str, Manifest]) -> list[Sample]:
-    rows = _open_json(store, manifests.get("evaluate_dpo"), "samples.jsonl")
+def _samples(store: Store, record: RunRecord, manifests: dict[str, Manifest]) -> list[Sample]:
+    """What the candidate answers."""
+    label = evaluation_label(record.roles.get("candidate", ""))
+    rows = _open_json(store, manifests.get(label), "samples.jsonl")
     return [Sample(row["prompt"], row["answer"]) for row in rows]
 
 
@@ -150,12 +162,7 @@ def _stage_table(summary: Summary) -> Table:
 
 def model_rows(summary: Summary) -> list[dict[str, float | str]]:
     """One row per model: size, perplexity, bits per byte, reward accuracy."""
-    rows: list[dict[str, float | str]] = []
-    for name in MODEL_LABELS:
-        manifest = summary.manifests.get(f"evaluate_{name}")
-        if manifest:
-            rows.append({"model": name, **manifest.metrics})
-    return rows
+    return [{"model": form, **manifest.metrics} for form, manifest in summary.evaluations.items()]
 
 
 def _model_table(summary: Summary) -> Table:
@@ -166,7 +173,7 @@ def _model_table(summary: Summary) -> Table:
     for row in model_rows(summary):
         cells = [_figure(column, row.get(column)) for column in columns]
         table.add_row(str(row["model"]), *cells)
-    manifest = summary.manifests.get("evaluate_dpo")
+    manifest = summary.candidate_evaluation
     if manifest and "xz_bits_per_byte" in manifest.metrics:
         table.add_row("xz -9", "", _figure("val_bits_per_byte", manifest.metrics["xz_bits_per_byte"]), "", "")
     return table
@@ -175,7 +182,7 @@ def _model_table(summary: Summary) -> Table:
 def overlap_lines(summary: Summary) -> list[str]:
     """What the scores above must be read with: how much of what they are measured on the training text gives away."""
     leaks = _metrics(summary, "decontaminate")
-    scored = _metrics(summary, "evaluate_dpo") or _metrics(summary, "evaluate_base")
+    scored = next((m.metrics for m in (summary.candidate_evaluation, *summary.evaluations.values()) if m), {})
     counts = {name.removeprefix("items/"): total for name, total in leaks.items() if name.startswith("items/")}
     lines = [
         f"{name}: {leaks[f'items_overlapping/{name}']:.0f} of {total:.0f} items stood in the text; dropped from it."
@@ -303,6 +310,7 @@ def summary_json(summary: Summary) -> dict[str, Any]:
         "started_from": summary.started_from,
         "stages": stages,
         "models": model_rows(summary),
+        "overlap": overlap_lines(summary),
         "verdict": summary.verdict,
         "samples": [{"prompt": s.prompt, "answer": s.answer} for s in summary.samples],
     }

@@ -58,6 +58,11 @@ class Setting:
     tokens_at_once: int
 
 
+def evaluation_label(form: str) -> str:
+    """The label of the stage call that evaluates this form of the model, in records, summaries and MLflow."""
+    return f"evaluate_{form}"
+
+
 @stage("evaluate", version=1)
 def evaluate(
     run: StageRun,

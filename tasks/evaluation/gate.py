@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.mechanism.stage import Artifact, StageConfig, StageRun, stage
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 MIN_DOCUMENTS = 5
 """Fewer shared documents than this say nothing: their resamples are too few."""
 
-CheckName = Literal["int8", "fp4", "alignment"]
-_SUBJECTS: dict[CheckName, str] = {"int8": "INT8 changes", "fp4": "FP4 changes", "alignment": "DPO changes"}
-
 
 class GateConfig(StageConfig):
     """What a promotion takes."""
@@ -36,19 +33,29 @@ class GateConfig(StageConfig):
     inconclusive: Literal["decline", "promote"] = Field(
         "decline", description="What to do where neither model is better for sure."
     )
-    max_int8_increase: float = Field(
-        0.01, ge=0, description="The most by which INT8 may raise perplexity, as a share (0.01 is 1 %)."
-    )
-    max_fp4_increase: float = Field(0.05, ge=0, description="The most by which FP4 may raise perplexity, as a share.")
-    max_alignment_increase: float = Field(
-        0.5, ge=0, description="The most by which DPO may raise perplexity over the SFT model, as a share."
-    )
     min_reward_accuracy: float = Field(
         0.5,
         ge=0,
         le=1,
-        description="The least share of validation pairs whose better answer DPO must have made likelier.",
+        description="The least share of held-out pairs whose chosen answer the candidate must have made likelier.",
     )
+
+
+class Limit(BaseModel):
+    """What a form of the model is held against."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    form: str = Field(description="Name of the form, under which the gate gets its evaluation.")
+    parent: str = Field(description="Name of the form that it was made from.")
+    max_increase: float = Field(ge=0, description="The most by which its perplexity may exceed its parent's, a share.")
+
+
+class GateTerms(GateConfig):
+    """What the gate is called with: a recipe's section, and what the graph knows of the forms."""
+
+    candidate: str = Field(description="Name of the form that meets the incumbent.")
+    held: tuple[Limit, ...] = Field((), description="The forms that must stay within a limit of their parent.")
 
 
 @dataclass(frozen=True)
@@ -77,24 +84,17 @@ class Comparison:
     words: str
 
 
-@stage("gate", version=1)
-def gate(
-    run: StageRun,
-    cfg: GateConfig,
-    base: Artifact,
-    sft: Artifact,
-    dpo: Artifact,
-    int8: Artifact,
-    fp4: Artifact,
-    incumbent: Artifact | None = None,
-) -> None:
-    """Write `verdict.json`. All inputs are evaluations; without an `incumbent` the candidate is the first."""
-    comparison = compare(cfg, dpo.path, incumbent.path if incumbent else None)
+@stage("gate", version=2)
+def gate(run: StageRun, cfg: GateTerms, incumbent: Artifact | None = None, **evaluations: Artifact) -> None:
+    """Write `verdict.json`. The inputs are evaluations by form; without an `incumbent` the candidate is the first."""
+    candidate = evaluations[cfg.candidate].path
+    comparison = compare(cfg, candidate, incumbent.path if incumbent else None)
     checks = [
-        check_increase(cfg, "int8", int8.path, dpo.path, cfg.max_int8_increase),
-        check_increase(cfg, "fp4", fp4.path, dpo.path, cfg.max_fp4_increase),
-        check_increase(cfg, "alignment", dpo.path, sft.path, cfg.max_alignment_increase),
-        *check_rewards(cfg, dpo.path),
+        *(
+            check_increase(cfg, limit, evaluations[limit.form].path, evaluations[limit.parent].path)
+            for limit in cfg.held
+        ),
+        *check_rewards(cfg, cfg.candidate, candidate),
     ]
     failed = [check for check in checks if not check.passed]
     wins = comparison.verdict in ("better", "first") or (
@@ -110,7 +110,7 @@ def gate(
         "checks": [asdict(check) for check in checks],
         "bits_per_byte": {
             name: json.loads((evaluation.path / "scores.json").read_bytes())["val_bits_per_byte"]
-            for name, evaluation in (("base", base), ("sft", sft), ("dpo", dpo), ("int8", int8), ("fp4", fp4))
+            for name, evaluation in evaluations.items()
         },
     }
     (run.out / "verdict.json").write_text(json.dumps(verdict, indent=1, sort_keys=True) + "\n")
@@ -169,27 +169,27 @@ def compare(cfg: GateConfig, candidate: Path, incumbent: Path | None) -> Compari
     return Comparison(verdict, found.estimate, found.low, found.high, documents, size, words)
 
 
-def check_increase(cfg: GateConfig, name: CheckName, changed: Path, original: Path, limit: float) -> Check:
-    """Whether one model's perplexity is, for sure, at most `limit` above the other's (as a share)."""
+def check_increase(cfg: GateConfig, limit: Limit, changed: Path, original: Path) -> Check:
+    """Whether a form's perplexity is, for sure, at most the limit above that of the form it was made from."""
     from model.scoring.interval import paired_difference
 
     shared = shared_documents(changed, original)
     if not len(shared.tokens):
-        raise ValueError(f"The evaluations for the check {name!r} have no document in common.")
+        raise ValueError(f"The evaluations of {limit.form} and {limit.parent} have no document in common.")
     found = paired_difference(
         shared.candidate_nats, shared.other_nats, shared.tokens, cfg.confidence, cfg.resamples, cfg.seed
     )
     value, low, high = (math.expm1(min(x, 100.0)) for x in (found.estimate, found.low, found.high))
-    passed = high <= limit
+    passed = high <= limit.max_increase
     words = (
-        f"{_SUBJECTS[name]} perplexity by {value:+.2%} ({low:+.2%} to {high:+.2%}), "
-        f"{'within' if passed else 'not surely within'} the limit of {limit:+.2%}."
+        f"{limit.form} changes the perplexity of {limit.parent} by {value:+.2%} ({low:+.2%} to {high:+.2%}), "
+        f"{'within' if passed else 'not surely within'} the limit of {limit.max_increase:+.2%}."
     )
-    return Check(name, passed, value, low, high, limit, words)
+    return Check(limit.form, passed, value, low, high, limit.max_increase, words)
 
 
-def check_rewards(cfg: GateConfig, candidate: Path) -> list[Check]:
-    """Whether alignment made the better answer likelier in enough pairs for sure; no check where none was scored."""
+def check_rewards(cfg: GateConfig, name: str, candidate: Path) -> list[Check]:
+    """Whether the candidate has made the better answer likelier in enough pairs, for sure; [] where none was scored."""
     import pyarrow.parquet as pq
 
     from model.scoring.interval import proportion
@@ -201,7 +201,7 @@ def check_rewards(cfg: GateConfig, candidate: Path) -> list[Check]:
     found = proportion(int((margins > 0).sum()), len(margins), cfg.confidence)
     passed = found.low >= cfg.min_reward_accuracy
     words = (
-        f"DPO made the better answer likelier in {found.estimate:.1%} of {len(margins)} pairs ({found.low:.1%} to "
+        f"{name} made the better answer likelier in {found.estimate:.1%} of {len(margins)} pairs ({found.low:.1%} to "
         f"{found.high:.1%}), {'at least' if passed else 'not surely'} {cfg.min_reward_accuracy:.0%}."
     )
     return [Check("reward_accuracy", passed, found.estimate, found.low, found.high, cfg.min_reward_accuracy, words)]

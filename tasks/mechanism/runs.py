@@ -28,7 +28,11 @@ class StageRecord(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """One pipeline run, at `runs/<run_id>.json`; written anew after each stage, so a crash leaves what was known."""
+    """One pipeline run, at `runs/<run_id>.json`; written anew after each stage, so a crash leaves what was known.
+
+    forms: the models that the run ends with, by name the label of the stage call that makes it, in order
+    roles: by role (`start`, `candidate`, `served`) the name of a form
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,6 +46,8 @@ class RunRecord(BaseModel):
     error: str = ""
     tracking_run_id: str = ""
     sources: dict[str, str] = {}
+    forms: dict[str, str] = {}
+    roles: dict[str, str] = {}
     stages: list[StageRecord] = []
 
     def stage(self, label: str) -> StageRecord | None:

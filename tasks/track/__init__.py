@@ -4,13 +4,15 @@ Nothing here may fail or hold up a run that trains. A tracking server that is do
 person would look for the run there; one that goes away later is caught up with, from manifests and kept curves.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from tasks.mechanism.execution import NO_TRACKING, Execution
 from tasks.mechanism.runs import RunRecord, Status
 from tasks.mechanism.stage import Observer, Outcome, Silent
+from tasks.mechanism.store import Store
 
-__all__ = ["Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
+__all__ = ["Report", "Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
 
 Role = Literal["champion", "challenger"]
 
@@ -29,9 +31,6 @@ class Tracker(Protocol):
 
     def judged(self, digest: str, role: Role) -> None:
         """The gate made the model with this digest the champion, or left it a challenger."""
-
-    def attach(self, name: str, data: bytes) -> None:
-        """A file that stays with the run, such as `summary.md`."""
 
     def finish(self, record: RunRecord, status: Status) -> None:
         """The run ended; `record` is complete."""
@@ -53,14 +52,20 @@ class Untracked:
     def judged(self, digest: str, role: Role) -> None:
         """Ignore it."""
 
-    def attach(self, name: str, data: bytes) -> None:
-        """Ignore it."""
-
     def finish(self, record: RunRecord, status: Status) -> None:
         """Ignore it."""
 
 
-def open_tracker(execution: Execution) -> Tracker:
+Report = Callable[[Store, RunRecord], Mapping[str, bytes]]
+"""Makes the files that stay with a run that has ended, by name, such as `summary.md`."""
+
+
+def no_report(store: Store, record: RunRecord) -> Mapping[str, bytes]:
+    """No files."""
+    return {}
+
+
+def open_tracker(execution: Execution, report: Report = no_report) -> Tracker:
     """A tracker that writes to `execution.tracking_uri`, by default to SQLite and a folder under the home.
 
     Raises:
@@ -71,7 +76,7 @@ def open_tracker(execution: Execution) -> Tracker:
     from tasks.track.connection import connect
     from tasks.track.tracker import MlflowTracker
 
-    return MlflowTracker(connect(execution), execution)
+    return MlflowTracker(connect(execution), execution, report)
 
 
 def assign_role(execution: Execution, recipe_name: str, digest: str, role: Role) -> None:

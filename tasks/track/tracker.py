@@ -17,7 +17,7 @@ from tasks.mechanism.progress import console
 from tasks.mechanism.runs import RunRecord, Status, run_folder
 from tasks.mechanism.stage import Observer, Outcome, curve_path
 from tasks.mechanism.store import Artifact, Store, write_atomically
-from tasks.track import Role, delivery, registry
+from tasks.track import Report, Role, delivery, registry
 from tasks.track.connection import Connection, tracking_folder
 
 LIVE_INTERVAL_S = 3.0
@@ -78,8 +78,9 @@ class StageObserver:
 class MlflowTracker:
     """See `tasks.track.Tracker`. Failures of MLflow are noted and made up for, never raised, once the run began."""
 
-    def __init__(self, connection: Connection, execution: Execution) -> None:
+    def __init__(self, connection: Connection, execution: Execution, report: Report) -> None:
         self._connection = connection
+        self._report = report
         self._store = Store(execution.home)
         self._observers: dict[str, StageObserver] = {}
         self._outcomes: list[Outcome] = []
@@ -122,14 +123,19 @@ class MlflowTracker:
         """Keep it until the run ends."""
         self._judgement = Judgement(digest=digest, role=role)
 
-    def attach(self, name: str, data: bytes) -> None:
-        """Keep the file beside the ledger until it is sent."""
-        path = _attachments(self._store, self._record.run_id) / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
+    def _attach_report(self, record: RunRecord) -> None:
+        """Keep its files beside the ledger until they are sent."""
+        try:
+            for name, data in self._report(self._store, record).items():
+                path = _attachments(self._store, record.run_id) / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(data)
+        except OSError as failure:  # a full disk must not hide why the run ended
+            console.print(f"The report of {record.run_id} could not be written: {failure}.", markup=False)
 
     def finish(self, record: RunRecord, status: Status) -> None:
         """Deliver the rest, within FINISH_TIMEOUT_S; what stays is sent by the next run."""
+        self._attach_report(record)
         self._ending = True
         self._wake.set()
         self._thread.join(FINISH_TIMEOUT_S)

@@ -152,7 +152,7 @@ def dpo_job(run: TrainingRun, cfg: DpoConfig, inputs: Mapping[str, Path]) -> Non
     from model.vocabulary.tokenizer import Tokenizer
     from tasks.models.folder import load_model
 
-    policy_dir, pairs_dir = inputs["policy"], inputs["preferences"]
+    policy_dir, pairs_dir = inputs["model"], inputs["preferences"]
     transformer = load_model(policy_dir)
     check_length(cfg.sequence_length, transformer.config.context_length)
     tokenizer = Tokenizer.load(policy_dir)
@@ -208,6 +208,6 @@ def _refuse_nothing(train_pairs: int, validation_pairs: int) -> None:
 
 
 @stage("dpo", version=2, rebuild="on-version")
-def dpo(run: StageRun, cfg: DpoConfig, policy: Artifact, preferences: Artifact) -> None:
+def dpo(run: StageRun, cfg: DpoConfig, model: Artifact, preferences: Artifact) -> None:
     """Write an aligned chat model in the Hugging Face layout."""
-    launch(run, dpo_job, cfg, {"policy": policy, "preferences": preferences})
+    launch(run, dpo_job, cfg, {"model": model, "preferences": preferences})

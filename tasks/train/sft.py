@@ -113,7 +113,7 @@ def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> Non
     from model.vocabulary.tokenizer import Tokenizer
     from tasks.models.folder import load_model
 
-    base_dir, conversations_dir = inputs["base"], inputs["conversations"]
+    base_dir, conversations_dir = inputs["model"], inputs["conversations"]
     transformer = load_model(base_dir)
     check_length(cfg.sequence_length, transformer.config.context_length)
     token_bytes = bytes_of_tokens(Tokenizer.load(base_dir))
@@ -145,6 +145,6 @@ def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> Non
 
 
 @stage("sft", version=2, rebuild="on-version")
-def sft(run: StageRun, cfg: SftConfig, base: Artifact, conversations: Artifact) -> None:
+def sft(run: StageRun, cfg: SftConfig, model: Artifact, conversations: Artifact) -> None:
     """Write a chat model in the Hugging Face layout."""
-    launch(run, sft_job, cfg, {"base": base, "conversations": conversations})
+    launch(run, sft_job, cfg, {"model": model, "conversations": conversations})

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 
+from flows.graph import gate_terms
+from flows.recipe import Recipe
 from model.scoring.interval import Interval, judge, paired_difference, proportion
 from tasks.evaluation.gate import GateConfig, gate
 from tasks.mechanism.execution import Execution
@@ -58,7 +60,7 @@ def evaluations(tmp_path: Path) -> dict[str, Artifact]:
 def verdict_of(
     inputs: Mapping[str, Artifact], execution: Execution, config: GateConfig | None = None
 ) -> dict[str, Any]:
-    built = build(gate, config or GateConfig(), inputs, execution)
+    built = build(gate, gate_terms(Recipe(gate=config or GateConfig())), inputs, execution)
     found: dict[str, Any] = json.loads((built.path / "verdict.json").read_bytes())
     return found
 
@@ -68,7 +70,7 @@ def test_the_first_is_promoted(evaluations: dict[str, Artifact], execution: Exec
     assert found["verdict"] == "first"
     assert found["promote"] is True
     assert found["reason"].startswith("Promoted: There is no champion yet.")
-    assert {check["name"] for check in found["checks"]} == {"int8", "fp4", "alignment", "reward_accuracy"}
+    assert {check["name"] for check in found["checks"]} == {"int8", "fp4", "dpo", "reward_accuracy"}
     assert found["bits_per_byte"].keys() == evaluations.keys()
 
 
@@ -131,7 +133,12 @@ def test_limits_decline_a_better_model(tmp_path: Path, evaluations: dict[str, Ar
         "sft": evaluation(tmp_path / "bad_sft", -0.3),
         "dpo": evaluation(tmp_path / "bad_dpo", margins=[1.0] * 55 + [-1.0] * 45),
     }
-    names = {"int8": "INT8", "fp4": "FP4", "sft": "DPO changes", "dpo": "better answer likelier in 55.0% of 100 pairs"}
+    names = {
+        "int8": "int8 changes",
+        "fp4": "fp4 changes",
+        "sft": "dpo changes the perplexity of sft",
+        "dpo": "better answer likelier in 55.0% of 100 pairs",
+    }
     for name, worse in bad.items():
         found = verdict_of({**evaluations, "incumbent": champion, name: worse}, execution)
         assert found["verdict"] == "better"
@@ -168,7 +175,7 @@ def test_without_rewards_there_is_no_check_of_them(
 
 def test_the_same_question_gets_the_same_bytes(tmp_path: Path, evaluations: dict[str, Artifact]) -> None:
     inputs = {**evaluations, "incumbent": evaluation(tmp_path / "champion", 0.05, 0.1, seed=3)}
-    built = [build(gate, GateConfig(), inputs, Execution(home=tmp_path / name)) for name in ("a", "b")]
+    built = [build(gate, gate_terms(Recipe()), inputs, Execution(home=tmp_path / name)) for name in ("a", "b")]
     assert built[0].digest == built[1].digest
 
 

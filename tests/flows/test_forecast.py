@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.forecast import Forecast, Work, forecast, total, work_of
+from flows.plan import Forecast, Work, forecast, total, work_of
 from tasks.mechanism.store import Manifest
 
 

@@ -81,6 +81,7 @@ def test_a_champion_outlives_its_run(execution: Execution) -> None:
         run_id="run-1",
         promoted="2026-01-01T00:00:00+00:00",
         models={"dpo": old[1].artifact.digest},
+        roles={"candidate": "dpo"},
         evaluation=old[1].artifact.digest,
         predecessor_evaluation="",
     )

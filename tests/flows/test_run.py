@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flows.check import check_training
 from flows.plan import make_plan
 from flows.recipe import load_plan
-from flows.run import execute
+from flows.run import check_training, execute
 from tasks.mechanism.execution import Execution
 from tasks.track import open_tracker
 

@@ -21,8 +21,8 @@ SETTINGS = (
     "sft.steps=6",
     "dpo.steps=6",
     "evaluate.answer_tokens=4",
-    "gate.max_int8_increase=1",
-    "gate.max_fp4_increase=1",
+    "limits.int8=1",
+    "limits.fp4=1",
 )
 
 

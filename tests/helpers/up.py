@@ -16,7 +16,7 @@ from uuid import UUID
 
 import psutil
 
-from flows.servers.processes import Addresses, live_addresses
+from flows.addresses import Addresses, live_addresses
 
 T = TypeVar("T")
 ROOT = Path(__file__).resolve().parents[2]

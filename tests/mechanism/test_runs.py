@@ -1,10 +1,9 @@
-"""Runs by name: a stage call's artifact, and a model's folder, or an error that says what to do."""
+"""Runs by name: a stage call's artifact, or an error that says what to do."""
 
 from pathlib import Path
 
 import pytest
 
-from flows.cli.chat import model_folder
 from tasks.mechanism.runs import RunRecord, StageRecord, artifact_of, save_run
 from tasks.mechanism.store import Store
 
@@ -26,12 +25,8 @@ def store(tmp_path: Path) -> Store:
 def test_a_stage_that_the_run_did_not_reach_is_named(store: Store, run: str) -> None:
     with pytest.raises(ValueError, match=r"tiny-1 \(failed\) did not come as far as dpo"):
         artifact_of(store, run, "dpo")
-    with pytest.raises(ValueError, match=r"tiny-1 \(failed\) did not come as far as dpo"):
-        model_folder(store, "dpo", run)
 
 
 def test_an_artifact_that_is_gone_says_how_to_rebuild_it(store: Store) -> None:
     with pytest.raises(ValueError, match=r"sft of tiny-1: .*Run the recipe again"):
         artifact_of(store, "", "sft")
-    with pytest.raises(ValueError, match=r"sft of tiny-1: .*Run the recipe again"):
-        model_folder(store, "sft", "tiny")

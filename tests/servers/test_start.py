@@ -5,14 +5,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from flows.champion import describe_start, find_champion
+from flows.champion import describe_start, find_champion, promote_run
 from flows.gc import find_garbage
 from flows.graph import Sources, prepare
 from flows.plan import make_plan
-from flows.promote import promote_run
 from flows.recipe import Recipe, load_plan
-from flows.run import execute, train_models
-from flows.runners import InProcess
+from flows.run import InProcess, execute, train_models
 from flows.show.markdown import summary_markdown
 from flows.show.summary import summarise
 from flows.verify import verify_run

@@ -18,9 +18,10 @@ from typing import Any
 import psutil
 import pytest
 
+from flows.addresses import live_addresses
 from flows.recipe import load_plan, preset_names
 from flows.servers.lost_runs import AUTOMATION
-from flows.servers.processes import free_port, live_addresses
+from flows.servers.processes import free_port
 from flows.servers.up import serve
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import list_runs

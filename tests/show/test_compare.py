@@ -10,11 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from flows.champion import Champion, find_champion
+from flows.champion import Champion, find_champion, find_pair
 from flows.cli.main import main
 from flows.recipe import load_plan
 from flows.run import execute
-from flows.show.compare import Answers, RunComparison, compare_runs, find_pair
+from flows.show.compare import Answers, RunComparison, compare_runs
 from flows.show.compare_page import render_page
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, StageRecord, run_folder, save_run
@@ -27,7 +27,7 @@ from tests.helpers import tiny
 from tests.helpers.data import keep_all, make_documents
 
 SMALLER = ("pretrain.steps=10", "sft.steps=5", "dpo.steps=5", "evaluate.answer_tokens=8", "evaluate.answers=2")
-LENIENT = ("gate.min_reward_accuracy=0", "gate.max_alignment_increase=9")  # so that there is a champion
+LENIENT = ("gate.min_reward_accuracy=0", "limits.dpo=9")  # so that there is a champion
 LATER_MODULES = ("shutil", "subprocess", "tarfile", "threading", "zipfile")
 
 
@@ -187,10 +187,14 @@ def test_champion_is_compared_with_the_one_that_it_replaced(tmp_path: Path) -> N
     store = Store(tmp_path / "home")
     for run_id, evaluation in (("one", "aa"), ("again", "aa"), ("two", "bb")):
         save_run(store, run_that_ended_with(run_id, evaluation))
-    serve_users(store, Champion(run_id="one", promoted="", models={}, evaluation="aa", predecessor_evaluation=""))
+    serve_users(
+        store, Champion(run_id="one", promoted="", models={}, roles={}, evaluation="aa", predecessor_evaluation="")
+    )
     with pytest.raises(ValueError, match="the first that its recipe had"):
         find_pair(store, "champion", "one")
-    serve_users(store, Champion(run_id="two", promoted="", models={}, evaluation="bb", predecessor_evaluation="aa"))
+    serve_users(
+        store, Champion(run_id="two", promoted="", models={}, roles={}, evaluation="bb", predecessor_evaluation="aa")
+    )
     assert [record.run_id for record in find_pair(store, "champion", "two")] == ["one", "two"]
     assert [record.run_id for record in find_pair(store, "champion", "")] == ["one", "two"]
     for collected in ("one", "again"):
@@ -211,7 +215,14 @@ def run_that_ended_with(run_id: str, evaluation: str) -> RunRecord:
         home="",
         status="completed",
         started=times[run_id],
+        roles={"candidate": "dpo"},
         stages=[stage],
+    )
+
+
+def champion_of(run_id: str, evaluation: str, predecessor: str) -> Champion:
+    return Champion(
+        run_id=run_id, promoted="", models={}, roles={}, evaluation=evaluation, predecessor_evaluation=predecessor
     )
 
 

@@ -282,7 +282,7 @@ def served_answer(uri: str, folder: Path, question: dict[str, Any]) -> str:
 
 
 def test_importing_the_tracker_protocol_does_not_import_mlflow() -> None:
-    code = "import sys, json, tasks.track, flows.runners; print(json.dumps('mlflow' in sys.modules))"
+    code = "import sys, json, tasks.track, flows.run; print(json.dumps('mlflow' in sys.modules))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     if "ModuleNotFoundError" in found.stderr and "flows" in found.stderr:
         pytest.skip("stages are missing")

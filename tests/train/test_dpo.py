@@ -31,7 +31,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     tokens = make_tokens(folder / "tokens", tokenizer)
     execution = Execution(home=folder / "home", threads=1)
     policy = build(pretrain, tiny_pretrain(), {"tokens": tokens, "tokenizer": tokenizer}, execution)
-    return {"policy": policy, "preferences": make_preferences(folder / "preferences")}
+    return {"model": policy, "preferences": make_preferences(folder / "preferences")}
 
 
 def tiny(**changes: Any) -> DpoConfig:
@@ -63,7 +63,7 @@ def pair_rows(inputs: Inputs) -> list[dict[str, Any]]:
 
 
 def test_before_training_the_loss_is_log_2(inputs: Inputs) -> None:
-    folder = inputs["policy"].path
+    folder = inputs["model"].path
     pairs = encode_pairs(Tokenizer.load(folder), pair_rows(inputs)[:10], 64)
     parallel = place(Preference(load_model(folder), 0.1, "sigmoid", 0.0, 0.0), OptimizerSettings(), "fp32", Placement())
     for at_once in (1, 3, 16):
@@ -79,7 +79,7 @@ def test_loss_and_log_probs_are_those_of_trl(inputs: Inputs, tmp_path: Path) -> 
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
-    folder = inputs["policy"].path
+    folder = inputs["model"].path
     execution = Execution(home=tmp_path / "home", threads=1)
     other = build(dpo, tiny(steps=5), inputs, execution).path
     rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in pair_rows(inputs)[:8]]
@@ -134,7 +134,7 @@ def message(role: str, content: str) -> list[dict[str, str]]:
 
 
 def test_pairs_that_teach_nothing_are_left_out(inputs: Inputs) -> None:
-    tokenizer = Tokenizer.load(inputs["policy"].path)
+    tokenizer = Tokenizer.load(inputs["model"].path)
     prompt, good, bad = message("user", "why?"), message("assistant", "because"), message("assistant", "no")
     rows = [
         {"prompt": prompt, "chosen": good, "rejected": bad},

@@ -27,7 +27,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     tokens = make_tokens(folder / "tokens", tokenizer)
     execution = Execution(home=folder / "home", threads=1)
     base = build(pretrain, tiny_pretrain(), {"tokens": tokens, "tokenizer": tokenizer}, execution)
-    return {"base": base, "conversations": make_conversations(folder / "conversations")}
+    return {"model": base, "conversations": make_conversations(folder / "conversations")}
 
 
 def tiny(**changes: Any) -> SftConfig:
@@ -68,7 +68,7 @@ def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution:
 
 
 def test_only_the_assistants_words_are_labels(inputs: Inputs) -> None:
-    folder = inputs["base"].path
+    folder = inputs["model"].path
     tokenizer = Tokenizer.load(folder)
     messages = [
         {"role": "user", "content": "one"},
@@ -95,8 +95,8 @@ def test_too_long_conversations(too_long: Any, kept: int, truncated: int, droppe
 
 def test_the_first_conversations(inputs: Inputs) -> None:
     path = inputs["conversations"].path / "train.parquet"
-    assert len(read_conversations(path, inputs["base"].path, 7)) == 7
-    assert len(read_conversations(path, inputs["base"].path)) == 55
+    assert len(read_conversations(path, inputs["model"].path, 7)) == 7
+    assert len(read_conversations(path, inputs["model"].path)) == 55
 
 
 def test_rows_longer_than_the_model_reads_are_refused(inputs: Inputs, execution: Execution) -> None:

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 
+from flows.addresses import Addresses
 from flows.champion import find_champion
 from flows.recipe import Recipe
 from flows.run import execute
 from flows.servers.processes import (
     LOOPBACK,
-    Addresses,
     free_port,
     prefect_environment,
     start_child,
     start_prefect,
     wait_until_healthy,
 )
-from flows.show.summary import MODEL_LABELS, Summary, summarise
+from flows.show.summary import Summary, summarise
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, list_runs
 from tasks.mechanism.store import Store
@@ -132,7 +132,7 @@ def test_text_lands_three_times_while_the_schedule_runs(watched: Watched, tmp_pa
         summaries.append(summarise(watched.store, record))
         champion = find_champion(watched.store, watched.recipe.name)
         assert champion and champion.run_id == list_runs(watched.store)[min(number, 2)].run_id
-        latest = {alias: record.digests[label] for alias, label in MODEL_LABELS.items()}
+        latest = {alias: record.digests[label] for alias, label in record.forms.items()}
         expected = {**latest, "champion": champion.models["dpo"]}
         if number == 3:
             expected["challenger"] = latest["dpo"]

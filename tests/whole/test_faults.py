@@ -23,8 +23,7 @@ import pytest
 from flows.cli.main import main
 from flows.graph import Sources, prepare
 from flows.recipe import Recipe, load_plan
-from flows.run import execute
-from flows.runners import InProcess
+from flows.run import InProcess, execute
 from flows.servers.processes import free_port
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import find_run, list_runs
@@ -40,7 +39,7 @@ from tests.helpers.track import ToyRun, client_of, nested_runs, unsent
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALLER = ("pretrain.steps=10", "sft.steps=5", "dpo.steps=5", "evaluate.answer_tokens=8", "evaluate.answers=2")
-LENIENT = ("gate.min_reward_accuracy=0", "gate.max_alignment_increase=9")
+LENIENT = ("gate.min_reward_accuracy=0", "limits.dpo=9")
 DISK_BYTES = 256 * 1024
 
 

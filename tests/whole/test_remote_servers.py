@@ -16,13 +16,12 @@ from typing import Any
 
 import pytest
 
+from flows.addresses import Addresses, save_addresses
 from flows.servers.notify import notify
 from flows.servers.processes import (
     LOOPBACK,
-    Addresses,
     free_port,
     mlflow_environment,
-    save_addresses,
     start_child,
     start_prefect,
     wait_until_healthy,
