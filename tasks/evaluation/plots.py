@@ -24,8 +24,8 @@ MAX_BARS = 20
 
 def stage_plots(store: Store, outcome: Outcome) -> dict[str, bytes]:
     """PNG pictures of one built stage by file name; {} where figures say enough."""
-    draw = _STAGE_PLOTS.get(outcome.manifest.stage)
-    return draw(store, outcome) if draw else {}
+    draw = _STAGE_PLOTS.get(outcome.manifest.stage, _training_plots)  # of a stage without a curve it draws nothing
+    return draw(store, outcome)
 
 
 def quality_against_size(evaluations: Mapping[str, Manifest]) -> bytes:
@@ -78,7 +78,7 @@ def _training_plots(store: Store, outcome: Outcome) -> dict[str, bytes]:
             chosen = [(point["step"] * (step_tokens or 1), point[name]) for point in points if name in point]
             axes.plot(*zip(*chosen), color=colour, label=name, linewidth=1.2, marker="." if len(chosen) < 30 else "")
         axes.set_xlabel("tokens trained on" if step_tokens else "step")
-        axes.set_ylabel("loss, nats per pair" if manifest.stage == "dpo" else "loss, nats per token")
+        axes.set_ylabel("loss, nats per pair" if "train_pairs" in manifest.metrics else "loss, nats per token")
         axes.legend(frameon=False)
 
     return {"loss.png": _picture(draw)}
@@ -165,7 +165,4 @@ _STAGE_PLOTS: dict[str, Callable[[Store, Outcome], dict[str, bytes]]] = {
     "dedup": _dedup_plots,
     "tokenizer": _tokenizer_plots,
     "evaluate": _evaluate_plots,
-    "pretrain": _training_plots,
-    "sft": _training_plots,
-    "dpo": _training_plots,
 }
