@@ -28,7 +28,7 @@ KEPT_GOAL = 0.5
 """Of the CPU-seconds of all text, where the champion's vocabulary is kept."""
 RELEARNED_GOAL = 1.0
 """A vocabulary learned anew reads all text again, and all is packed again with it: not dearer than from scratch."""
-SETTINGS = ("ingest.shard_megabytes=0.5", "pack.validation_share=0.02", "pretrain.steps=20", "start=champion")
+SETTINGS = ("ingest.shard_megabytes=0.5", "pack.validation_share=0.02", "pretrain.batches.steps=20", "start=champion")
 
 
 def prepare_only(recipe: Recipe, sources: Sources, runner: InProcess) -> None:

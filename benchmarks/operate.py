@@ -116,7 +116,7 @@ def logging_share(record: RunRecord, store: Store, folder: Path) -> Figure:
     assert manifest
     points = [json.loads(line) for line in curve_path(store, "pretrain", stage.key).read_text().splitlines()]
     rate = statistics.median(point["tokens_per_s"] for point in points if "tokens_per_s" in point)
-    step_s = manifest.config["batch_tokens"] / rate
+    step_s = manifest.config["batches"]["batch_tokens"] / rate
     run = StageRun(folder / "logging", Execution(home=folder), store, StageObserver("pretrain"))
     values = {name: value for name, value in points[0].items() if name != "step"}
     steps = 5000

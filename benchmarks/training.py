@@ -1,7 +1,8 @@
 """Training beside its peers: speed of a step, share of the core's peak, and quality at equal time; one thread.
 
     python -m benchmarks.training --nanochat FOLDER [--quick] [--only speed peak quality ablation]
-    python -m benchmarks.training --nanochat FOLDER --only quality --set hidden_size=192 num_heads=3 --sweep-seconds 0
+    python -m benchmarks.training --nanochat FOLDER --only quality --sweep-seconds 0 \\
+        --set model.hidden_size=192 model.num_heads=3
 
 `FOLDER` is a copy of https://github.com/karpathy/nanochat; without it the other peer runs alone. `--corpus` takes what
 `bessemer run --corpus` takes, `--left-out` names the source of it that is never trained on. On a GPU, see
@@ -36,13 +37,14 @@ SWEEP = [
 ]  # fmt: skip
 BEST_KNOWN = NanochatTuning(learning_rates=0.8, weight_decay=0.0, batch_tokens=2048)  # of SWEEP: docs/LOG.md
 ABLATIONS = (
-    "", "attention_start=random", "qk_norm=false", "tied_embeddings=true", "optimizer=adamw",
-    "initial_sequence_length=0", "batch_tokens=2048", "schedule=cosine", "schedule=linear", "decay_fraction=0.3",
-    "decay_fraction=0.7", "average_fraction=0.1",
-    "matrix_learning_rate=0.01", "matrix_learning_rate=0.04", "max_grad_norm=0", "embedding_learning_rate=0.01",
-    "head_learning_rate=0.004", "head_learning_rate=0.016", "num_layers=3", "num_layers=6",
-    "hidden_size=320 num_heads=5 num_kv_heads=5",
-    "z_loss=1e-4", "num_kv_heads=4", "weight_decay=0.1", "momentum=0.85", "momentum=0.95",
+    "", "attention_start=random", "model.qk_norm=false", "model.tied_embeddings=true", "optimizer.kind=adamw",
+    "batches.initial_sequence_length=0", "batches.batch_tokens=2048", "schedule.kind=cosine", "schedule.kind=linear",
+    "schedule.decay_fraction=0.3", "schedule.decay_fraction=0.7", "loop.average_fraction=0.1",
+    "optimizer.matrix_learning_rate=0.01", "optimizer.matrix_learning_rate=0.04", "optimizer.max_grad_norm=0",
+    "optimizer.embedding_learning_rate=0.01", "optimizer.head_learning_rate=0.004",
+    "optimizer.head_learning_rate=0.016", "model.num_layers=3", "model.num_layers=6",
+    "model.hidden_size=320 model.num_heads=5 model.num_kv_heads=5", "z_loss=1e-4", "model.num_kv_heads=4",
+    "optimizer.weight_decay=0.1", "optimizer.momentum=0.85", "optimizer.momentum=0.95",
 )  # fmt: skip
 
 
@@ -118,7 +120,7 @@ def train_nanochat(bench: Bench, tuning: NanochatTuning, seconds: float) -> Outc
     """The peer at our width and depth."""
     assert bench.nanochat is not None
     cfg = our_config(*bench.settings)
-    side = Nanochat(bench.nanochat, NanochatShape(VOCABULARY, cfg.num_layers, cfg.hidden_size), tuning)
+    side = Nanochat(bench.nanochat, NanochatShape(VOCABULARY, cfg.model.num_layers, cfg.model.hidden_size), tuning)
     return train_for(side, token_streams(bench.corpus, bench.left_out, VOCABULARY, bench.folder), seconds)
 
 

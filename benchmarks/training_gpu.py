@@ -26,7 +26,7 @@ from model.training.meter import data_sheet_peak
 from model.training.objectives import NextToken
 from tasks.mechanism.execution import Execution
 from tasks.train.job import place_objective
-from tasks.train.pretrain import PretrainConfig, model_shape
+from tasks.train.pretrain import PretrainConfig
 
 MEMORY_SHARE = 0.85  # of the card, that a micro-batch may fill by forecast
 
@@ -48,7 +48,7 @@ class Scale:
     @property
     def shape(self) -> ModelConfig:
         """The model itself."""
-        return model_shape(self.config, self.vocab_size)
+        return self.config.model.shape(self.vocab_size)
 
 
 SCALES = {
@@ -56,7 +56,10 @@ SCALES = {
     "350M": Scale("350M", ("depth=18",), 32768, 0.5),
     "tiny": Scale(
         "tiny",
-        ("depth=2", "pretrain.sequence_length=128", "pretrain.context_length=128", "pretrain.batch_tokens=1024"),
+        (
+            "depth=2", "pretrain.batches.sequence_length=128", "pretrain.batches.batch_tokens=1024",
+            "pretrain.model.context_length=128",
+        ),
         512, 0.0,
     ),
 }  # fmt: skip
@@ -81,15 +84,15 @@ class Step:
         transformer = Transformer(scale.shape)
         transformer.initialize(0)
         self.parallel = place_objective(OneDevice(device.type), cfg, NextToken(transformer))
-        rows = micro_batch_tokens // cfg.sequence_length
-        ids = torch.randint(0, scale.vocab_size, (rows, cfg.sequence_length + 1), device=device)
+        rows = micro_batch_tokens // cfg.batches.sequence_length
+        ids = torch.randint(0, scale.vocab_size, (rows, cfg.batches.sequence_length + 1), device=device)
         self._part: dict[str, Tensor] = {
             "input_ids": ids[:, :-1].contiguous(),
             "labels": ids[:, 1:].contiguous(),
             "label_bytes": torch.ones(rows, device=device),
         }
-        self._micro_batches = cfg.batch_tokens // micro_batch_tokens
-        self.tokens = cfg.batch_tokens
+        self._micro_batches = cfg.batches.batch_tokens // micro_batch_tokens
+        self.tokens = cfg.batches.batch_tokens
 
     def compile(self) -> None:
         """As `execution.compile` "layers" does."""
@@ -135,9 +138,9 @@ def bf16_peak(device: torch.device) -> tuple[float, str]:
 
 def largest_micro_batch(config: ModelConfig, cfg: PretrainConfig, memory_bytes: float) -> int:
     """The most tokens, a power of two of rows, whose forecast fits; at most 65,536, or the batch."""
-    tokens = cfg.sequence_length
+    tokens = cfg.batches.sequence_length
     while (
-        2 * tokens <= min(65_536, cfg.batch_tokens)
+        2 * tokens <= min(65_536, cfg.batches.batch_tokens)
         and forecast_bytes(config, cfg, 2 * tokens) < MEMORY_SHARE * memory_bytes
     ):
         tokens *= 2
@@ -147,8 +150,8 @@ def largest_micro_batch(config: ModelConfig, cfg: PretrainConfig, memory_bytes: 
 def forecast_bytes(config: ModelConfig, cfg: PretrainConfig, tokens: int, layers: Layers = "plain") -> int:
     """What model/network/flops.py says of a step on a GPU."""
     shape = TrainingShape(
-        tokens=tokens, seq_len=cfg.sequence_length, precision=cfg.precision, optimizer=cfg.optimizer, layers=layers,
-        device="cuda",
+        tokens=tokens, seq_len=cfg.batches.sequence_length, precision=cfg.precision, optimizer=cfg.optimizer.kind,
+        layers=layers, device="cuda",
     )  # fmt: skip
     return memory_forecast(config, shape).total
 
@@ -171,7 +174,7 @@ class Rig:
 
     def utilisation(self, tokens_per_s: float) -> float:
         """Share of the peak."""
-        return tokens_per_s * flops_per_token(self.scale.shape, self.scale.config.sequence_length) / self.peak
+        return tokens_per_s * flops_per_token(self.scale.shape, self.scale.config.batches.sequence_length) / self.peak
 
     def forecast(self, layers: Layers) -> int:
         """Bytes of tensors at their most."""
@@ -214,10 +217,11 @@ def our_speeds(rig: Rig) -> dict[Layers, Speed]:
 def peer_tokens_per_s(rig: Rig) -> float:
     """Hugging Face's Trainer with the same batch."""
     cfg = rig.scale.config
-    rows = max(1, rig.micro_batch // PEER_SHARE // cfg.sequence_length)
-    trainer = LlamaTrainer(rig.scale.shape, cfg.batch_tokens // cfg.sequence_length, rows, cfg.sequence_length)
+    row = cfg.batches.sequence_length
+    rows = max(1, rig.micro_batch // PEER_SHARE // row)
+    trainer = LlamaTrainer(rig.scale.shape, cfg.batches.batch_tokens // row, rows, row)
     seconds = trainer.step_seconds(rig.steps, lambda: now(rig.device), on_cpu=rig.device.type == "cpu")
-    tokens_per_s = cfg.batch_tokens / median(seconds)
+    tokens_per_s = cfg.batches.batch_tokens / median(seconds)
     rig.report("HF Trainer", tokens_per_s)
     return tokens_per_s
 
@@ -230,8 +234,9 @@ def measure(scale: Scale, device: torch.device, steps: int) -> list[Figure]:
     memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 4e9
     peak, origin = bf16_peak(device)
     rig = Rig(scale, device, steps, largest_micro_batch(config, cfg, memory), peak)
-    print(f"\n{scale.name}: {num_parameters(config) / 1e6:.0f}M parameters, steps of {cfg.batch_tokens:,} tokens, "
-          f"{rig.micro_batch:,} at once, peak {peak / 1e12:.3g} TFLOP/s ({origin})", flush=True)  # fmt: skip
+    print(f"\n{scale.name}: {num_parameters(config) / 1e6:.0f}M parameters, steps of "
+          f"{cfg.batches.batch_tokens:,} tokens, {rig.micro_batch:,} at once, "
+          f"peak {peak / 1e12:.3g} TFLOP/s ({origin})", flush=True)  # fmt: skip
     ours = our_speeds(rig)
     if on_gpu:
         torch.cuda.empty_cache()

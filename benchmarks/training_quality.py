@@ -21,7 +21,7 @@ from model.training.objectives import NextToken
 from model.training.optim import learning_rate_factor, set_learning_rates
 from tasks.mechanism.execution import Execution
 from tasks.train.job import place_objective
-from tasks.train.pretrain import PretrainConfig, model_shape
+from tasks.train.pretrain import PretrainConfig
 
 CPU = torch.device("cpu")
 EVALUATION_ROWS = 16
@@ -81,12 +81,12 @@ class Ours:
 
     def __init__(self, cfg: PretrainConfig, vocab_size: int) -> None:
         self.cfg = cfg
-        self.transformer = Transformer(model_shape(cfg, vocab_size))
+        self.transformer = Transformer(cfg.model.shape(vocab_size))
         self.parameters = sum(p.numel() for p in self.transformer.parameters())
         self._start()
-        rows = cfg.initial_sequence_length or cfg.sequence_length
-        self.row_length = Ramp(rows, cfg.sequence_length, cfg.ramp_fraction).at
-        self.batch_tokens = Ramp(cfg.initial_batch_tokens or cfg.batch_tokens, cfg.batch_tokens, cfg.ramp_fraction).at
+        s = cfg.batches
+        self.row_length = Ramp(s.initial_sequence_length or s.sequence_length, s.sequence_length, s.ramp_fraction).at
+        self.batch_tokens = Ramp(s.initial_batch_tokens or s.batch_tokens, s.batch_tokens, s.ramp_fraction).at
 
     def _start(self) -> None:
         self.transformer.initialize(self.cfg.seed, attention_start=self.cfg.attention_start)
@@ -102,15 +102,15 @@ class Ours:
     def step(self, batch: dict[str, Tensor], progress: float) -> None:
         """As the loop takes it."""
         factor = learning_rate_factor(
-            self.cfg.schedule, round(progress * 1e6), 1_000_000, decay_fraction=self.cfg.decay_fraction
+            self.cfg.schedule.kind, round(progress * 1e6), 1_000_000, decay_fraction=self.cfg.schedule.decay_fraction
         )
-        if self.steps < self.cfg.warmup_steps:
-            factor = (self.steps + 1) / self.cfg.warmup_steps
+        if self.steps < self.cfg.schedule.warmup_steps:
+            factor = (self.steps + 1) / self.cfg.schedule.warmup_steps
         set_learning_rates(self.parallel.optimizer, factor)
         self.parallel.accumulate(batch, 1 / batch["labels"].numel(), last=True)
         self.parallel.step()
         self.steps += 1
-        if progress > 1 - self.cfg.average_fraction and self.steps % AVERAGE_EVERY == 0:
+        if progress > 1 - self.cfg.loop.average_fraction and self.steps % AVERAGE_EVERY == 0:
             self._take_into_average()
 
     def _take_into_average(self) -> None:

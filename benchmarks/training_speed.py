@@ -24,7 +24,7 @@ from benchmarks.training_quality import Ours
 from flows.recipe import load_plan
 from model.network.flops import flops_per_token, num_parameters
 from model.network.shape import ModelConfig
-from tasks.train.pretrain import PretrainConfig, model_shape
+from tasks.train.pretrain import PretrainConfig
 
 SideName = Literal["ours", "nanochat", "nanochat, not compiled", "Hugging Face"]
 ROW, ROWS_AT_ONCE = 256, 16
@@ -43,12 +43,12 @@ class Scale:
     @property
     def config(self) -> PretrainConfig:
         """What the recipe `laptop` trains at this depth, with rows of one length."""
-        return load_plan("laptop", [f"depth={self.depth}", f"pretrain.sequence_length={ROW}"]).recipe.pretrain
+        return load_plan("laptop", [f"depth={self.depth}", f"pretrain.batches.sequence_length={ROW}"]).recipe.pretrain
 
     @property
     def shape(self) -> ModelConfig:
         """The model."""
-        return model_shape(self.config, self.vocab_size)
+        return self.config.model.shape(self.vocab_size)
 
 
 SCALES = (Scale("4M", 4, 4096, rounds=5, steps=8), Scale("30M", 8, 8192, rounds=3, steps=2))
@@ -64,10 +64,11 @@ def compare(scale: Scale, nanochat: Path | None) -> list[Figure]:
     else:
         sides += ["nanochat", "nanochat, not compiled"]
     found = _take_turns(scale, sides, nanochat)
-    speed = {name: scale.config.batch_tokens / median(seconds) for name, seconds in found.items()}
+    speed = {name: scale.config.batches.batch_tokens / median(seconds) for name, seconds in found.items()}
     shape = scale.shape
     print(
-        f"\n{scale.name}: {shape.num_layers} layers of {shape.hidden_size}, {scale.config.batch_tokens:,} tokens a step"
+        f"\n{scale.name}: {shape.num_layers} layers of {shape.hidden_size}, "
+        f"{scale.config.batches.batch_tokens:,} tokens a step"
     )
     for name in sides:
         spread = (max(found[name]) - min(found[name])) / median(found[name])
@@ -114,7 +115,7 @@ def _time_steps(steps: int) -> list[float]:
 
 
 def _timer(side: SideName, scale: Scale, nanochat: Path | None) -> Callable[[int], list[float]]:
-    rows = scale.config.batch_tokens // ROW
+    rows = scale.config.batches.batch_tokens // ROW
     if side == "Hugging Face":
         return LlamaTrainer(scale.shape, rows, ROWS_AT_ONCE, ROW).step_seconds
     parts = random_parts(scale)
@@ -123,7 +124,7 @@ def _timer(side: SideName, scale: Scale, nanochat: Path | None) -> Callable[[int
         return lambda steps: [_seconds(lambda: our_step(ours, parts)) for _ in range(steps)]
     assert nanochat is not None
     shape = NanochatShape(scale.vocab_size, scale.depth, scale.shape.hidden_size)
-    peer = Nanochat(nanochat, shape, NanochatTuning(batch_tokens=scale.config.batch_tokens))
+    peer = Nanochat(nanochat, shape, NanochatTuning(batch_tokens=scale.config.batches.batch_tokens))
     if side == "nanochat, not compiled":
         peer.compiled = peer.model
     return lambda steps: [_seconds(lambda: peer.accumulate_and_step(parts, 0.5)) for _ in range(steps)]
@@ -138,7 +139,7 @@ def _seconds(work: Callable[[], None]) -> float:
 def random_parts(scale: Scale) -> list[dict[str, Tensor]]:
     """The batch of a step in parts of ROWS_AT_ONCE rows."""
     stream = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, scale.vocab_size, (scale.config.batch_tokens // ROW, ROW + 1), generator=stream)
+    ids = torch.randint(0, scale.vocab_size, (scale.config.batches.batch_tokens // ROW, ROW + 1), generator=stream)
     return [
         {
             "input_ids": part[:, :-1].contiguous(),
@@ -182,7 +183,7 @@ def share_of_peak(scale: Scale) -> list[Figure]:
         before = matmul_peak()
         seconds = median(_seconds(lambda: our_step(ours, parts)) for _ in range(scale.steps))
         peak = max(before, matmul_peak())
-        flops = flops_per_token(scale.shape, ROW) * scale.config.batch_tokens
+        flops = flops_per_token(scale.shape, ROW) * scale.config.batches.batch_tokens
         shares.append(flops / seconds / peak)
         print(f"  {scale.name}: {flops / seconds / 1e9:.0f} of {peak / 1e9:.0f} GFLOP/s")
     print_profile(scale, ours, parts)

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from flows.recipe import Recipe
 from flows.seen import Seen, read_seen
-from tasks.mechanism.execution import arrange_form
+from model.settings import arrange_form
 from tasks.mechanism.progress import format_count
 from tasks.mechanism.store import Store
 from tasks.text.dated import DatedAddress, DateRange, Every, chunks, missing, parse_dated, ranges_of

@@ -51,14 +51,16 @@ class Work:
 
 def work_of(config: dict[str, Any], input_bytes: float) -> Work:
     """How much a stage call has to do: tokens times weights where its config states both, else the bytes it reads."""
-    width, layers = float(config.get("hidden_size", 0)), float(config.get("num_layers", 0))
+    model, batches = config.get("model", {}), config.get("batches", {})
+    width, layers = float(model.get("hidden_size", 0)), float(model.get("num_layers", 0))
     weights = max(1.0, 12 * layers * width**2)
-    steps = float(config.get("steps") or 0)
-    if config.get("train_tokens") and not steps:
-        return Work("token-weights", float(config["train_tokens"]) * weights)
+    steps = float(batches.get("steps") or 0)
+    if batches.get("train_tokens") and not steps:
+        return Work("token-weights", float(batches["train_tokens"]) * weights)
     if steps:
-        return Work("step-weights", steps * float(config.get("batch_tokens") or config.get("batch_pairs", 1)) * weights)
-    return Work("bytes", max(input_bytes, 1.0) * float(config.get("epochs") or 1) * weights)
+        size = float(batches.get("batch_tokens") or batches.get("batch_pairs", 1))
+        return Work("step-weights", steps * size * weights)
+    return Work("bytes", max(input_bytes, 1.0) * float(batches.get("epochs") or 1) * weights)
 
 
 def forecast(work: Work, earlier: Sequence[tuple[Work, Manifest]]) -> Forecast | None:

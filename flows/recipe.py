@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from tasks.chats.conversations import ConversationsConfig
 from tasks.chats.preferences import PreferencesConfig
 from tasks.evaluation.evaluate import EvaluateConfig
 from tasks.evaluation.gate import GateConfig
-from tasks.mechanism.execution import Execution, arrange_form
+from tasks.mechanism.execution import Execution
+from tasks.mechanism.sections import Sections, merge
 from tasks.models.quantize import QuantizeConfig
 from tasks.text.decontaminate import DecontaminateConfig
 from tasks.text.dedup.dedup import DedupConfig
@@ -28,22 +30,21 @@ from tasks.train.sft import SftConfig
 PRESET_FOLDER = Path(__file__).resolve().parent.parent / "deployments" / "recipes"
 PYTHON_DOCS = "python-docs"
 MAX_DEPTH = 128
+# What pydantic calls these, of a model and of a dataclass.
+_UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
+_NO_SECTION = ("model_type", "dataclass_type")
 
 
-class FormLimits(BaseModel):
+class FormLimits(Sections):
     """The most by which each form of the model may raise perplexity over the form that it is made from."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
     dpo: float = Field(0.5, ge=0, description="Of the aligned model over the SFT model, as a share (0.01 is 1 %).")
     int8: float = Field(0.01, ge=0, description="Of the INT8 model over the aligned one, as a share.")
     fp4: float = Field(0.05, ge=0, description="Of the FP4 model over the aligned one, as a share.")
 
 
-class Recipe(BaseModel):
+class Recipe(Sections):
     """What to build. Two runs of one recipe on the same content give the same models."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
     name: str = Field(
         "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the recipe and of its MLflow experiment."
@@ -86,11 +87,13 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _rows_fit_the_model(self) -> "Recipe":
-        for name, length in (("sft", self.sft.sequence_length), ("dpo", self.dpo.sequence_length)):
-            if length > self.pretrain.context_length:
+        context = self.pretrain.model.context_length
+        for name, batches in (("sft", self.sft.batches), ("dpo", self.dpo.batches)):
+            if batches.sequence_length > context:
                 raise ValueError(
-                    f"{name}.sequence_length is {length}, but the model reads at most {self.pretrain.context_length} "
-                    "tokens (pretrain.context_length): use shorter rows, or pretrain with a longer context"
+                    f"{name}.batches.sequence_length is {batches.sequence_length}, but the model reads at most "
+                    f"{context} tokens (pretrain.model.context_length): use shorter rows, or pretrain with a longer "
+                    "context"
                 )
         return self
 
@@ -123,16 +126,19 @@ def scale_by_depth(depth: int) -> dict[str, Any]:
     batch_tokens = 4096 * 2 ** max(0, round(1.1 * (depth - 4) / 2)) if depth < 16 else 524_288
     return {
         "pretrain": {
-            "num_layers": depth,
-            "hidden_size": hidden_size,
-            "num_heads": num_heads,
-            "num_kv_heads": num_heads // 2 if num_heads % 2 == 0 else num_heads,
-            "intermediate_size": 64 * round(hidden_size * 8 / 3 / 64),
-            "embedding_learning_rate": 0.1 * width_scale,
-            "head_learning_rate": 0.008 * width_scale,
-            "train_tokens": 20 * block_parameters,
-            "batch_tokens": batch_tokens,
-            "momentum": 0.9 if batch_tokens <= 8192 else 0.95,
+            "model": {
+                "num_layers": depth,
+                "hidden_size": hidden_size,
+                "num_heads": num_heads,
+                "num_kv_heads": num_heads // 2 if num_heads % 2 == 0 else num_heads,
+                "intermediate_size": 64 * round(hidden_size * 8 / 3 / 64),
+            },
+            "batches": {"train_tokens": 20 * block_parameters, "batch_tokens": batch_tokens},
+            "optimizer": {
+                "embedding_learning_rate": 0.1 * width_scale,
+                "head_learning_rate": 0.008 * width_scale,
+                "momentum": 0.9 if batch_tokens <= 8192 else 0.95,
+            },
         }
     }
 
@@ -143,13 +149,13 @@ def load_plan(preset: str, settings: Sequence[str] = (), sections: Mapping[str, 
     Raises:
         ValueError: unknown preset, section or field, or a value out of its bounds; names the nearest valid name.
     """
-    raw = _merge(_read_preset(preset), sections or {})
+    raw = merge(_read_preset(preset), sections or {})
     for setting in settings:
-        raw = _merge(raw, _parse_setting(setting))
+        raw = merge(raw, _parse_setting(setting))
     depth = raw.pop("depth", 0)
     if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
         raise ValueError(f"depth = {depth!r}: expected a whole number of layers from 1 to {MAX_DEPTH}.")
-    values = _merge(scale_by_depth(depth) if depth else {}, raw)
+    values = merge(scale_by_depth(depth) if depth else {}, raw)
     execution = values.pop("execution", {})
     values.pop("description", None)
     return Plan(_validated(Recipe, values, preset), _validated(Execution, execution, preset))
@@ -187,30 +193,23 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     return nested
 
 
-def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in top.items():
-        old = merged.get(key)
-        merged[key] = _merge(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) else value
-    return merged
-
-
 def _validated(kind: type[Any], values: Mapping[str, Any], preset: str) -> Any:
-    defaults = kind().model_dump()
     try:
-        return kind.model_validate(_merge(defaults, values))
+        return kind.model_validate(values)
     except ValidationError as error:
         raise ValueError(_explain(error, kind, preset)) from error
 
 
-def _explain(error: ValidationError, kind: type[BaseModel], preset: str) -> str:
+def _explain(error: ValidationError, kind: type[Any], preset: str) -> str:
     """One sentence per wrong field: its name, what was found, its bounds or the nearest valid name."""
     lines = []
     for issue in error.errors():
         name = ".".join(str(part) for part in issue["loc"])
-        if issue["type"] == "extra_forbidden":
-            valid = field_names(kind)
-            lines.append(f"{name} is not a field of the recipe.{_did_you_mean(name, valid)}")
+        if issue["type"] in _UNKNOWN_FIELD:
+            lines.append(f"{name} is not a field of the recipe.{_did_you_mean(name, field_names(kind))}")
+        elif issue["type"] in _NO_SECTION:
+            inside = [field for field in field_names(kind) if field.startswith(f"{name}.")]
+            lines.append(f"{name} = {issue['input']!r}: it is a section; set its fields, such as {inside[0]}.")
         else:
             text = issue["msg"].removeprefix("Value error, ")
             # A whole section does not fit together: the message names its fields.
@@ -219,27 +218,30 @@ def _explain(error: ValidationError, kind: type[BaseModel], preset: str) -> str:
     return f"The recipe {preset} cannot be used. " + " ".join(lines)
 
 
-def field_names(kind: type[BaseModel]) -> list[str]:
-    """Every field as it is written after --set: `name`, `dpo.beta`, ..."""
+def field_names(kind: Any) -> list[str]:
+    """Every field as it is written after --set: `name`, `dpo.beta`, `pretrain.model.num_layers`, ..."""
     names = []
-    for name, info in kind.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            names += [f"{name}.{leaf}" for leaf in field_names(inner)]
-        else:
-            names.append(name)
+    for name, info in _fields(kind).items():
+        inner = _fields(info.annotation)
+        names += [f"{name}.{leaf}" for leaf in field_names(info.annotation)] if inner else [name]
     return names
 
 
-def _describe(kind: type[BaseModel], name: str) -> str:
+def _fields(kind: Any) -> dict[str, FieldInfo]:
+    """The fields of a section; {} of what is none."""
+    found: dict[str, FieldInfo] = getattr(kind, "__pydantic_fields__", {})
+    return found
+
+
+def _describe(kind: Any, name: str) -> str:
     """What the field is and what it may hold."""
     *sections, leaf = name.split(".")
     for section in sections:
-        inner = kind.model_fields[section].annotation if section in kind.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        info = _fields(kind).get(section)
+        if info is None or not info.annotation:
             return ""
-        kind = inner
-    info = kind.model_fields.get(leaf)
+        kind = info.annotation
+    info = _fields(kind).get(leaf)
     if info is None:
         return ""
     words = {"Ge": "at least", "Gt": "more than", "Le": "at most", "Lt": "less than"}
@@ -253,6 +255,9 @@ def _describe(kind: type[BaseModel], name: str) -> str:
 
 
 def _did_you_mean(name: str, valid: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    near = near or [v for v in valid if v.rsplit(".", 1)[-1] == name.rsplit(".", 1)[-1]][:1]
+    """The nearest name: one that ends in the same field and begins in the same section before any other."""
+    first, leaf = name.split(".")[0], name.split(".")[-1]
+    alike = [v for v in valid if v.split(".")[-1] == leaf]
+    inside = [v for v in alike if v.split(".")[0] == first]
+    near = difflib.get_close_matches(name, inside or alike or valid, n=1, cutoff=0.5) or (inside or alike)[:1]
     return f" Did you mean {near[0]}?" if near else ""

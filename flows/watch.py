@@ -23,7 +23,8 @@ from flows.seen import Seen, read_seen, write_seen
 from flows.show.markdown import report_files
 from flows.show.news import NOTHING_NEW, News, notification
 from flows.show.summary import summarise
-from tasks.mechanism.execution import Execution, arrange_form
+from model.settings import arrange_form
+from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.store import Store
 from tasks.track import open_tracker

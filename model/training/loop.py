@@ -17,8 +17,9 @@ from torch import Tensor
 from model.training.checkpoint import Checkpoints, Divergence
 from model.training.data import Batches, Ints
 from model.training.meter import Meter
-from model.training.optim import Schedule, learning_rate_factor, set_learning_rates
+from model.training.optim import learning_rate_factor, set_learning_rates
 from model.training.parallel import Parallel
+from model.training.settings import LoopSettings, ScheduleSettings
 
 HISTORY = 64  # steps whose median loss is the usual one
 HISTORY_MINIMUM = 16  # before that, nothing is known of what is usual
@@ -61,20 +62,6 @@ class Silent:
         """Say nothing."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoopSettings:
-    """How to train. Steps count from 0; an interval of 0 means never."""
-
-    steps: int
-    schedule: Schedule = "wsd"
-    warmup_steps: int = 0
-    decay_fraction: float = 0.5
-    checkpoint_every: int = 200
-    evaluate_every: int = 0
-    divergence_nats: float = 2.0  # above the usual loss
-    average_fraction: float = 0.0  # share of the last steps whose weights are averaged
-
-
 @dataclass(frozen=True)
 class Validation:
     """A fixed set of items to measure on; `prefix` goes before the names of its figures."""
@@ -103,6 +90,8 @@ class Trainer:
         batches: Batches,
         validation: Validation,
         summarise: Summarise,
+        steps: int,
+        schedule: ScheduleSettings,
         settings: LoopSettings,
         checkpoints: Checkpoints,
         reporter: Reporter,
@@ -110,7 +99,8 @@ class Trainer:
         meter: Meter,
     ) -> None:
         self._parallel, self._batches, self._validation = parallel, batches, validation
-        self._summarise, self._settings, self._checkpoints = summarise, settings, checkpoints
+        self._steps, self._schedule, self._settings = steps, schedule, settings
+        self._summarise, self._checkpoints = summarise, checkpoints
         self._reporter = reporter if parallel.rank == 0 else Silent()
         self._meter = meter
         self._micro_items = max(1, micro_batch_tokens // batches.item_tokens)
@@ -127,10 +117,10 @@ class Trainer:
         """
         self._check_division()
         self._restore()
-        settings, progress = self._settings, self._progress
+        steps, progress = self._steps, self._progress
         if progress.step:
-            self._reporter.say(f"going on from step {progress.step} of {settings.steps}")
-        while progress.step < settings.steps:
+            self._reporter.say(f"going on from step {progress.step} of {steps}")
+        while progress.step < steps:
             values = {} if progress.step in self._skipped else self._take_step(progress.step)
             if values is None:
                 self._restore()
@@ -138,8 +128,8 @@ class Trainer:
             progress.step += 1
             progress.values = values
             self._average_weights()
-            ended = progress.step == settings.steps
-            if ended or progress.step % settings.checkpoint_every == 0:
+            ended = progress.step == steps
+            if ended or progress.step % self._settings.checkpoint_every == 0:
                 self._save()  # before the evaluation, which may take long
             if ended and progress.averaged:
                 self._restore()
@@ -151,7 +141,7 @@ class Trainer:
         """Log the step that was just made, with its validation where one is due."""
         step, every = self._progress.step, self._settings.evaluate_every
         values = dict(self._progress.values)
-        if step == self._settings.steps or (every and step % every == 0):
+        if step == self._steps or (every and step % every == 0):
             self._figures = self.evaluate()
             values |= self._figures
         if values:
@@ -216,8 +206,8 @@ class Trainer:
 
     def _average_weights(self) -> None:
         """Take the present weights into the mean over the last share of training (LAWA, arXiv:2209.14981)."""
-        left = self._settings.steps - self._progress.step
-        if left >= self._settings.average_fraction * self._settings.steps or left % AVERAGE_EVERY:
+        left = self._steps - self._progress.step
+        if left >= self._settings.average_fraction * self._steps or left % AVERAGE_EVERY:
             return
         weights = self._parallel.weights()
         self._progress.averaged += 1
@@ -241,12 +231,12 @@ class Trainer:
         return {f"{validation.prefix}{name}": value for name, value in figures.items()}
 
     def _learning_rate_factor(self, step: int) -> float:
-        s = self._settings
-        return learning_rate_factor(s.schedule, step, s.steps, s.warmup_steps, s.decay_fraction)
+        s = self._schedule
+        return learning_rate_factor(s.kind, step, self._steps, s.warmup_steps, s.decay_fraction)
 
     def _check_division(self) -> None:
         world = self._parallel.world
-        sizes = {len(self._batches.items(step)) for step in {0, self._settings.steps - 1}}
+        sizes = {len(self._batches.items(step)) for step in {0, self._steps - 1}}
         if any(size % world for size in sizes):
             raise ValueError(
                 f"A batch of {min(sizes)} rows or pairs cannot be shared evenly by {world} processes. Use a number of "
@@ -300,7 +290,7 @@ class Trainer:
         state: dict[str, Any] = self._parallel.state()
         progress = self._progress
         if self._parallel.rank == 0:
-            if progress.averaged and progress.step == self._settings.steps:
+            if progress.averaged and progress.step == self._steps:
                 state["model"] = self._average
             state |= {"step": progress.step, "losses": progress.losses, "values": progress.values}
             state |= {"averaged": progress.averaged, "average": self._average}

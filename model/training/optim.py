@@ -8,15 +8,15 @@ the same size; its running average over steps brought nothing here (docs/LOG.md)
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Replicate
 from torch.optim.adamw import adamw
 
-from model.network.shape import OptimizerName
+from model.network.shape import Precision
+from model.training.settings import OptimizerSettings, Schedule
 
 Polynomial = tuple[float, float, float]  # a x + b x³ + c x⁵
 # Polar Express (arXiv:2505.16932): one after the other, the four quintics that bring all of 0.002 to 1 nearest to 1,
@@ -29,31 +29,17 @@ POLAR_EXPRESS: tuple[Polynomial, ...] = (
 GRAM_STEPS = 2
 MOST_TOGETHER = {"cpu": 1 << 22, "cuda": 1 << 26}  # numbers in the matrices that are updated together
 
-Schedule = Literal["wsd", "cosine", "linear"]
 
+def build_optimizer(
+    model: nn.Module,
+    settings: OptimizerSettings,
+    precision: Precision = "bf16",
+    polynomials: tuple[Polynomial, ...] = POLAR_EXPRESS,
+) -> torch.optim.Optimizer:
+    """An optimizer over all parameters of `model`, in named groups: matrix, embedding, head, vector.
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """What to optimise with. Learning rates are peaks, multiplied by `learning_rate_factor` at each step."""
-
-    kind: OptimizerName = "normuon"
-    matrix_learning_rate: float = 0.02  # Muon's and NorMuon's; with "adamw" the matrices use `learning_rate`
-    learning_rate: float = 0.003  # norms; with "adamw" also matrices
-    embedding_learning_rate: float = 0.1
-    head_learning_rate: float = 0.008  # also of a tied embedding
-    weight_decay: float = 0.0  # of matrices, decoupled
-    momentum: float = 0.95
-    polynomials: tuple[Polynomial, ...] = POLAR_EXPRESS
-    newton_schulz_precision: Literal["bf16", "fp32"] = "bf16"
-    betas: tuple[float, float] = (0.9, 0.95)
-    # A token's row has a gradient only where the token occurs, so its second moment needs a longer memory.
-    embedding_betas: tuple[float, float] = (0.8, 0.995)
-    head_betas: tuple[float, float] = (0.8, 0.96)
-    epsilon: float = 1e-10
-
-
-def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.optim.Optimizer:
-    """An optimizer over all parameters of `model`, in named groups: matrix, embedding, head, vector."""
+    Muon orthogonalises in bf16 unless `precision` is "fp32".
+    """
     members: dict[str, list[nn.Parameter]] = {"matrix": [], "embedding": [], "head": [], "vector": []}
     tied = not any("lm_head" in name for name, _ in model.named_parameters())
     for name, parameter in model.named_parameters():
@@ -84,8 +70,8 @@ def build_optimizer(model: nn.Module, settings: OptimizerSettings) -> torch.opti
     return kind(
         groups,
         momentum=settings.momentum,
-        polynomials=settings.polynomials,
-        ns_dtype=torch.bfloat16 if settings.newton_schulz_precision == "bf16" else torch.float32,
+        polynomials=polynomials,
+        ns_dtype=torch.float32 if precision == "fp32" else torch.bfloat16,
         eps=settings.epsilon,
     )
 

@@ -29,7 +29,8 @@ from model.kernels.heap import keep_freed_memory
 from model.network.attention import fastest_first
 from model.network.shape import Precision
 from model.training.objectives import Objective
-from model.training.optim import OptimizerSettings, build_optimizer
+from model.training.optim import build_optimizer
+from model.training.settings import OptimizerSettings
 
 Strategy = Literal["ddp", "fsdp2", "deepspeed"]
 _WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -87,9 +88,8 @@ def place(
     settings: OptimizerSettings,
     precision: Precision,
     placement: Placement,
-    max_grad_norm: float = 0.0,
 ) -> Parallel:
-    """Put the objective where it shall train, with its optimizer; gradients are clipped to `max_grad_norm` unless 0.
+    """Put the objective where it shall train, with its optimizer.
 
     Raises:
         ValueError: the number of processes, the device or the strategy that runs is not the one asked for.
@@ -102,8 +102,8 @@ def place(
     if placement.strategy == "deepspeed" and placement.processes > 1:
         from model.training.zero import ZeroProcesses
 
-        return ZeroProcesses(objective, settings, precision, placement, max_grad_norm)
-    return Accelerated(objective, settings, precision, placement, max_grad_norm)
+        return ZeroProcesses(objective, settings, precision, placement)
+    return Accelerated(objective, settings, precision, placement)
 
 
 def check_processes(placement: Placement, found: int) -> None:
@@ -165,7 +165,6 @@ class Accelerated(Passes):
         settings: OptimizerSettings,
         precision: Precision,
         placement: Placement,
-        max_grad_norm: float,
     ) -> None:
         mixed_precision = "no" if precision == "fp32" else "bf16"
         on_cpu = choose_device(placement.device).type == "cpu"
@@ -179,11 +178,11 @@ class Accelerated(Passes):
         self.device, self.rank = self.accelerator.device, self.accelerator.process_index
         self.world = self.accelerator.num_processes
         check_processes(placement, self.world)
-        optimizer = build_optimizer(objective, settings)
+        optimizer = build_optimizer(objective, settings, precision)
         self._module, wrapped = self.accelerator.prepare(objective, optimizer)
         self.objective: Objective = self._module if sharded else objective
         self.optimizer: torch.optim.Optimizer = wrapped.optimizer
-        self._max_grad_norm = max_grad_norm
+        self._max_grad_norm = settings.max_grad_norm
         _check_strategy(placement, self._module, self.objective)
 
     def _averaging(self, last: bool) -> AbstractContextManager[Any]:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from model.network.shape import Precision
 from model.training.objectives import Objective
-from model.training.optim import OptimizerSettings, build_optimizer
+from model.training.optim import build_optimizer
 from model.training.parallel import Passes, Placement, check_processes, choose_device
+from model.training.settings import OptimizerSettings
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -32,7 +33,6 @@ class ZeroProcesses(Passes):
         settings: OptimizerSettings,
         precision: Precision,
         placement: Placement,
-        max_grad_norm: float,
     ) -> None:
         if settings.kind != "adamw":
             raise ValueError(
@@ -56,14 +56,14 @@ class ZeroProcesses(Passes):
         check_processes(placement, self.world)
         self.device = device if device.type == "cpu" else torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         self.objective = objective
-        optimizer = build_optimizer(objective, settings)
+        optimizer = build_optimizer(objective, settings, precision)
         names = {id(parameter): name for name, parameter in objective.named_parameters()}
         self._groups = [{**g, "params": [names[id(p)] for p in g["params"]]} for g in optimizer.param_groups]
         self._deepspeed = deepspeed
         self._engine, *_ = deepspeed.initialize(
             model=objective,
             optimizer=optimizer,
-            config=_engine_config(precision, max_grad_norm),
+            config=_engine_config(precision, settings.max_grad_norm),
         )
         self._module = self._engine
         self.optimizer: torch.optim.Optimizer = self._engine.optimizer

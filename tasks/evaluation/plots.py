@@ -70,8 +70,8 @@ def _training_plots(store: Store, outcome: Outcome) -> dict[str, bytes]:
     series = [name for name in ("loss", "val_loss") if any(name in point for point in points)]
     if not series:
         return {}
-    config = manifest.config
-    step_tokens = 0 if config.get("initial_batch_tokens") else config.get("batch_tokens", 0)
+    batches = manifest.config.get("batches", {})
+    step_tokens = 0 if batches.get("initial_batch_tokens") else batches.get("batch_tokens", 0)
 
     def draw(axes: "Axes") -> None:
         for name, colour in zip(series, (INK, ACCENT)):

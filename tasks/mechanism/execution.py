@@ -2,20 +2,13 @@
 
 import os
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.settings import arrange_form
+
 NO_TRACKING = "none"
-
-
-def arrange_form(schema: dict[str, Any]) -> None:
-    """Number and label the fields of a JSON schema; a form would sort them by name and write `IngestConfig`, `Sft`.
-
-    The label is the name that `--set`, recipes and MLflow use.
-    """
-    for position, (name, field) in enumerate(schema.get("properties", {}).items()):
-        field.update(position=position, title=name)
 
 
 class Execution(BaseModel):

@@ -14,12 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict
-
-from tasks.mechanism.execution import Execution, arrange_form
+from tasks.mechanism.execution import Execution
 from tasks.mechanism.identity import code_digest, stage_key
 from tasks.mechanism.mirror import Mirror
 from tasks.mechanism.progress import Progress, console
+from tasks.mechanism.sections import Sections
 from tasks.mechanism.store import (
     Artifact,
     Manifest,
@@ -35,10 +34,8 @@ __all__ = ["Artifact", "Input", "Observer", "Outcome", "Runner", "Stage", "Stage
 Rebuild = Literal["on-code-change", "on-version"]
 
 
-class StageConfig(BaseModel):
+class StageConfig(Sections):
     """Base of every stage's config: frozen, complete, and also the form in the Prefect UI."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
 
 C = TypeVar("C", bound=StageConfig)

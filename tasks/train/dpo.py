@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from model.network.shape import OptimizerName
+from model.training.settings import OptimizerSettings, PairSettings, ScheduleSettings
 from tasks.chats.encode import EncodedPairs, encode_pairs, read_pairs
 from tasks.mechanism.launch.processes import launch
 from tasks.mechanism.observe import TrainingRun
@@ -29,22 +29,9 @@ if TYPE_CHECKING:
 class DpoConfig(TrainingConfig):
     """The loss, and rates that barely move the model."""
 
-    precision: Literal["fp32", "bf16", "fp8"] = Field(
-        "bf16",
-        description="Arithmetic of the model and of Muon; weights are kept in fp32. fp8: of the layers' matrices. Not "
-        "int8, in whose rounding policy and reference would differ.",
+    beta: float = Field(
+        0.1, gt=0, le=10, description="Strength of the KL penalty that keeps the policy near the reference."
     )
-    optimizer: OptimizerName = Field(
-        "adamw", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
-    )
-    matrix_learning_rate: float = Field(5e-4, gt=0, le=10, description="Peak learning rate of Muon.")
-    learning_rate: float = Field(
-        5e-5, gt=0, le=10, description="Peak learning rate of the norms; with adamw of the matrices too."
-    )
-    embedding_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the input embedding.")
-    head_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the output matrix.")
-    schedule: Literal["wsd", "cosine", "linear"] = Field("linear", description="Course of the learning rate.")
-    beta: float = Field(0.1, gt=0, le=10, description="How dear distance from the reference is.")
     loss_type: Literal[
         "sigmoid",
         "hinge",
@@ -58,19 +45,34 @@ class DpoConfig(TrainingConfig):
         "apo_down",
         "discopop",
         "sigmoid_norm",
-    ] = Field("sigmoid", description="The loss, by the name that TRL gives it.")
+    ] = Field("sigmoid", description="Preference loss, by TRL's name for it.")
     label_smoothing: float = Field(
         0.0,
         ge=0,
         lt=0.5,
-        description="Chance that a pair is labelled the wrong way round; robust, exo_pair only.",
+        description="Assumed probability that a pair's labels are flipped; of robust and exo_pair only.",
     )
-    sft_weight: float = Field(0.0, ge=0, le=100, description="Weight of the chosen answer's own loss per token.")
-    sequence_length: int = Field(256, ge=8, le=1_048_576, description="The most tokens of a prompt and an answer.")
-    batch_pairs: int = Field(16, ge=1, description="Pairs of one step, over all processes.")
-    steps: int = Field(0, ge=0, description="Steps to take; 0: as many as epochs say.")
-    epochs: float = Field(1.0, gt=0, le=1000, description="How often each pair is read, unless steps say.")
-    validation_pairs: int = Field(500, ge=1, description="The most validation pairs to measure on.")
+    sft_weight: float = Field(
+        0.0, ge=0, le=100, description="Weight of the chosen answer's negative log-likelihood per token in the loss."
+    )
+    batches: PairSettings = Field(PairSettings(), description="Pairs of a step, and how often pairs are read.")
+    optimizer: OptimizerSettings = Field(
+        OptimizerSettings(
+            kind="adamw",
+            matrix_learning_rate=5e-4,
+            learning_rate=5e-5,
+            embedding_learning_rate=5e-5,
+            head_learning_rate=5e-5,
+        ),
+        description="Optimizer, learning rates, momentum, weight decay and clipping.",
+    )
+    schedule: ScheduleSettings = Field(ScheduleSettings(kind="linear"), description="Course of the learning rate.")
+    precision: Literal["fp32", "bf16", "fp8"] = Field(
+        "bf16",
+        description="Precision of the matrix products; weights stay in fp32. fp8: the layers' products. Not int8, "
+        "whose rounding would differ between policy and reference.",
+    )
+    validation_pairs: int = Field(500, ge=1, description="Most pairs that a validation measures the loss on.")
 
     @model_validator(mode="after")
     def _smoothing_has_its_loss(self) -> "DpoConfig":
@@ -129,17 +131,18 @@ def _with_reference(
     from model.training.data import PairBatches
 
     path = run.scratch / f"reference_{name}.npy"
-    pairs_at_once = max(1, run.execution.micro_batch_tokens // (2 * cfg.sequence_length))
+    length, pairs = cfg.batches.sequence_length, cfg.batches.batch_pairs
+    pairs_at_once = max(1, run.execution.micro_batch_tokens // (2 * length))
     if path.exists():
         reference: Floats = np.load(path)
     else:
-        bare = PairBatches(sequences, None, cfg.sequence_length, cfg.batch_pairs, cfg.seed)
+        bare = PairBatches(sequences, None, length, pairs, cfg.seed)
         reference = reference_log_probs(parallel, bare, items, pairs_at_once)
         if is_first_process():
             aside = path.with_suffix(".partial.npy")
             np.save(aside, reference)
             aside.replace(path)
-    return PairBatches(sequences, reference, cfg.sequence_length, cfg.batch_pairs, cfg.seed)
+    return PairBatches(sequences, reference, length, pairs, cfg.seed)
 
 
 def dpo_job(run: TrainingRun, cfg: DpoConfig, inputs: Mapping[str, Path]) -> None:
@@ -154,11 +157,12 @@ def dpo_job(run: TrainingRun, cfg: DpoConfig, inputs: Mapping[str, Path]) -> Non
 
     policy_dir, pairs_dir = inputs["model"], inputs["preferences"]
     transformer = load_model(policy_dir)
-    check_length(cfg.sequence_length, transformer.config.context_length)
+    length, pairs = cfg.batches.sequence_length, cfg.batches.batch_pairs
+    check_length(length, transformer.config.context_length)
     tokenizer = Tokenizer.load(policy_dir)
-    training = encode_pairs(tokenizer, read_pairs(pairs_dir / "train.parquet"), cfg.sequence_length)
+    training = encode_pairs(tokenizer, read_pairs(pairs_dir / "train.parquet"), length)
     held_out = read_pairs(pairs_dir / "validation.parquet", cfg.validation_pairs)
-    validation = encode_pairs(tokenizer, held_out, cfg.sequence_length)
+    validation = encode_pairs(tokenizer, held_out, length)
     train_pairs, validation_pairs = len(training.sequences) // 2, len(validation.sequences) // 2
     if is_first_process():
         _say_left_out(run, training)
@@ -166,8 +170,8 @@ def dpo_job(run: TrainingRun, cfg: DpoConfig, inputs: Mapping[str, Path]) -> Non
     parallel = place_objective(
         run, cfg, Preference(transformer, cfg.beta, cfg.loss_type, cfg.label_smoothing, cfg.sft_weight)
     )
-    steps = cfg.steps or max(1, round(cfg.epochs * train_pairs / cfg.batch_pairs))
-    visited = np.unique(visit(cfg.seed, 0, steps * cfg.batch_pairs, train_pairs))
+    steps = cfg.batches.steps or max(1, round(cfg.batches.epochs * train_pairs / pairs))
+    visited = np.unique(visit(cfg.seed, 0, steps * pairs, train_pairs))
     every_pair = np.arange(validation_pairs, dtype=np.int64)
     batches = _with_reference(run, cfg, parallel, "train", training.sequences, visited)
     measured = _with_reference(run, cfg, parallel, "validation", validation.sequences, every_pair)
@@ -203,7 +207,7 @@ def _refuse_nothing(train_pairs: int, validation_pairs: int) -> None:
         if not count:
             raise ValueError(
                 f"No {split} pair is usable: each has an empty answer, equal answers, or a prompt longer than "
-                "dpo.sequence_length. Give other pairs, or a longer sequence_length."
+                "dpo.batches.sequence_length. Give other pairs, or a longer sequence_length."
             )
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from model.network.shape import OptimizerName, Precision
+from model.network.shape import Precision
+from model.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 from tasks.mechanism.observe import Bar, TrainingRun
 from tasks.mechanism.stage import StageConfig
 
@@ -29,43 +30,22 @@ if TYPE_CHECKING:
 
 
 class TrainingConfig(StageConfig):
-    """How the optimizer goes about it; the defaults are those of pretraining."""
+    """What the training stages share; each says its own defaults of optimizer and schedule."""
 
-    seed: int = Field(0, ge=0, le=2**31, description="Seed of weights and of the order of the data.")
+    optimizer: OptimizerSettings
+    schedule: ScheduleSettings
     precision: Precision = Field(
         "bf16",
-        description="Arithmetic of the model and of Muon; weights are kept in fp32. int8: of the matrices in training, "
-        "the rest in bf16; fast on a CPU with VNNI, slow on all else. fp8: of the layers' matrices; needs a GPU such "
-        "as an H100.",
+        description="Precision of the matrix products; weights stay in fp32. int8: all products in training; fast on a "
+        "CPU with VNNI, slow on all else. fp8: the layers' products; needs a GPU such as an H100.",
     )
-    optimizer: OptimizerName = Field(
-        "normuon", description="NorMuon or Muon for the matrices and AdamW for the rest, or AdamW for everything."
+    loop: LoopSettings = Field(
+        LoopSettings(), description="Validations, checkpoints, weight averaging and recovery from divergence."
     )
-    matrix_learning_rate: float = Field(
-        0.02, gt=0, le=10, description="Peak learning rate of the matrices under NorMuon or Muon."
-    )
-    learning_rate: float = Field(
-        3e-3, gt=0, le=10, description="Peak learning rate of the norms; with adamw of the matrices too."
-    )
-    embedding_learning_rate: float = Field(0.1, gt=0, le=10, description="Peak learning rate of the input embedding.")
-    head_learning_rate: float = Field(8e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
-    momentum: float = Field(0.95, ge=0, lt=1, description="Momentum of the matrices under NorMuon or Muon.")
-    weight_decay: float = Field(0.0, ge=0, le=1, description="Decoupled weight decay of the matrices.")
-    schedule: Literal["wsd", "cosine", "linear"] = Field("wsd", description="Course of the learning rate.")
-    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises.")
-    decay_fraction: float = Field(0.5, ge=0, le=1, description="Share of the steps in which wsd falls to zero.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Norm that gradients are clipped to; 0: never.")
-    average_fraction: float = Field(
-        0.0, ge=0, le=0.9, description="Share of the last steps whose weights are averaged; 0: no averaging."
-    )
-    divergence_nats: float = Field(
-        2.0, gt=0, description="How far above the usual loss a step may lie before it is undone and left out."
-    )
-    checkpoint_every: int = Field(200, ge=1, description="Steps between checkpoints.")
-    evaluate_every: int = Field(200, ge=0, description="Steps between validations; 0: only at the end.")
     recompute_layers: Literal["no", "all"] = Field(
-        "no", description="Whether activations are computed again in the backward pass, to save memory."
+        "no", description="Activation checkpointing: whether the backward pass recomputes activations to save memory."
     )
+    seed: int = Field(0, ge=0, le=2**31, description="Seed of the initial weights and of the order of the data.")
 
 
 @dataclass(frozen=True)
@@ -96,26 +76,15 @@ class _LoopReporter:
 
 def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective) -> Parallel:
     """Put the objective and its optimizer on the processes that the execution asks for."""
-    from model.training.optim import OptimizerSettings
     from model.training.parallel import Placement, place
 
     execution = run.execution
     objective.transformer.recompute_layers = cfg.recompute_layers == "all"
     _prepare_layers(objective.transformer, cfg.precision, execution)
-    optimizer = OptimizerSettings(
-        kind=cfg.optimizer,
-        matrix_learning_rate=cfg.matrix_learning_rate,
-        learning_rate=cfg.learning_rate,
-        embedding_learning_rate=cfg.embedding_learning_rate,
-        head_learning_rate=cfg.head_learning_rate,
-        weight_decay=cfg.weight_decay,
-        momentum=cfg.momentum,
-        newton_schulz_precision="fp32" if cfg.precision == "fp32" else "bf16",
-    )
     placement = Placement(
         execution.device, execution.processes, execution.strategy, execution.threads, execution.micro_batch_tokens
     )
-    return place(objective, optimizer, cfg.precision, placement, cfg.max_grad_norm)
+    return place(objective, cfg.optimizer, cfg.precision, placement)
 
 
 def _prepare_layers(transformer: Transformer, precision: Precision, execution: Execution) -> None:
@@ -149,19 +118,9 @@ def _prepare_layers(transformer: Transformer, precision: Precision, execution: E
 def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: TrainingData) -> dict[str, float]:
     """Train from the last checkpoint to the end; the final validation figures."""
     from model.training.checkpoint import Checkpoints
-    from model.training.loop import LoopSettings, Trainer
+    from model.training.loop import Trainer
     from model.training.meter import Meter, find_energy, peak_flops
 
-    settings = LoopSettings(
-        steps=data.steps,
-        schedule=cfg.schedule,
-        warmup_steps=cfg.warmup_steps,
-        decay_fraction=cfg.decay_fraction,
-        checkpoint_every=cfg.checkpoint_every,
-        evaluate_every=cfg.evaluate_every,
-        divergence_nats=cfg.divergence_nats,
-        average_fraction=cfg.average_fraction,
-    )
     device = parallel.device
     energy = find_energy(device, int(os.environ.get("LOCAL_RANK", "0")))
     meter = Meter(device, peak_flops(device, cfg.precision), energy)
@@ -171,7 +130,9 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
             data.batches,
             data.validation,
             data.summarise,
-            settings,
+            data.steps,
+            cfg.schedule,
+            cfg.loop,
             Checkpoints(run.scratch / "checkpoints"),
             _LoopReporter(run, bar, data.tokens / max(data.steps, 1)),
             run.execution.micro_batch_tokens,
@@ -209,8 +170,8 @@ def check_length(sequence_length: int, context_length: int) -> None:
     """Refuse rows that are longer than the model can read."""
     if sequence_length > context_length:
         raise ValueError(
-            f"sequence_length is {sequence_length}, but the model reads at most {context_length} tokens "
-            "(context_length). Use shorter rows, or pretrain with a longer context."
+            f"batches.sequence_length is {sequence_length}, but the model reads at most {context_length} tokens "
+            "(pretrain.model.context_length). Use shorter rows, or pretrain with a longer context."
         )
 
 

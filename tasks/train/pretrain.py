@@ -7,11 +7,12 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, model_validator
 
-from model.network.shape import AttentionStart, RopeScaling
+from model.network.shape import Architecture, AttentionStart
+from model.training.settings import OptimizerSettings, ScheduleSettings, WindowSettings
 from tasks.mechanism.launch.processes import launch
 from tasks.mechanism.observe import TrainingRun
 from tasks.mechanism.stage import Artifact, StageRun, stage
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from model.network.transformer import ModelConfig, Transformer
+    from model.network.transformer import Transformer
     from model.training.data import StepPlan, TokenSources, WindowBatches
     from model.training.loop import Validation
 
@@ -53,144 +54,52 @@ MAX_NATS = 700.0
 class PretrainConfig(TrainingConfig):
     """The model's shape, how much it reads, and in what portions."""
 
-    num_layers: int = Field(4, ge=1, le=256, description="Layers.")
-    hidden_size: int = Field(256, ge=8, le=65536, description="Width of the residual stream.")
-    num_heads: int = Field(4, ge=1, le=1024, description="Attention heads.")
-    num_kv_heads: int = Field(2, ge=1, le=1024, description="Heads of keys and values; fewer make generation cheaper.")
-    head_dim: int = Field(0, ge=0, le=1024, description="Size of a head; 0: hidden_size / num_heads.")
-    intermediate_size: int = Field(704, ge=8, le=262144, description="Width inside the MLP.")
-    context_length: int = Field(256, ge=8, le=1_048_576, description="The most tokens that the model is to read.")
-    qk_norm: bool = Field(True, description="Whether queries and keys are normalised; then the export is a Qwen3.")
-    tied_embeddings: bool = Field(False, description="Whether input embedding and output matrix are one.")
+    model: Architecture = Field(Architecture(), description="Shape of the network; the tokenizer adds the vocabulary.")
+    batches: WindowSettings = Field(WindowSettings(), description="Tokens of a step, and how many to train on.")
+    optimizer: OptimizerSettings = Field(
+        OptimizerSettings(momentum=0.9), description="Optimizer, learning rates, momentum, weight decay and clipping."
+    )
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="Course of the learning rate.")
     attention_start: AttentionStart = Field(
-        "induction", description="First weights of attention: with an induction head (two layers or more), or random."
+        "induction", description="Initial attention weights: with an induction head (two layers or more), or random."
     )
-    rope_theta: float = Field(10_000.0, gt=1, description="Base wavelength of the rotary positions.")
-    rope_scaling: Literal["default", "linear", "llama3", "yarn"] = Field(
-        "default", description="How rotary positions are stretched for a longer context than was trained on before."
+    z_loss: float = Field(
+        0.0, ge=0, le=1, description="Weight in the loss of the squared log-partition function (z-loss)."
     )
-    rope_scaling_factor: float = Field(1.0, ge=1, le=1024, description="How much longer the context becomes.")
-    rope_original_context_length: int = Field(
-        0, ge=0, le=1_048_576, description="Tokens read before the stretching; 0: context_length / rope_scaling_factor."
-    )
-    rope_low_freq_factor: float = Field(
-        1.0, gt=0, le=1024, description="llama3: turns within the original context, below which a pair is stretched."
-    )
-    rope_high_freq_factor: float = Field(
-        4.0, gt=0, le=1024, description="llama3: turns within the original context, above which a pair stays as it is."
-    )
-    rope_beta_fast: float = Field(
-        32.0, gt=0, le=1024, description="yarn: turns within the original context, above which a pair stays as it is."
-    )
-    rope_beta_slow: float = Field(
-        1.0, gt=0, le=1024, description="yarn: turns within the original context, below which a pair is stretched."
-    )
-    rope_attention_factor: float = Field(
-        0.0, ge=0, le=16, description="yarn: factor on queries and keys; 0: the paper's 0.1 ln(factor) + 1."
-    )
-    sequence_length: int = Field(256, ge=8, le=1_048_576, description="Tokens of one training row.")
-    initial_sequence_length: int = Field(
-        0, ge=0, description="Tokens of a row at the start, doubling up to sequence_length; 0: no ramp."
-    )
-    batch_tokens: int = Field(4096, ge=8, description="Tokens of one step, over all processes.")
-    initial_batch_tokens: int = Field(0, ge=0, description="Tokens of the first steps, doubling; 0: no ramp.")
-    ramp_fraction: float = Field(0.3, gt=0, le=1, description="Share of training over which ramps reach their end.")
-    steps: int = Field(0, ge=0, description="Steps to take; 0: as many as train_tokens or epochs say.")
-    train_tokens: int = Field(0, ge=0, description="Tokens to train on; 0: as many as epochs say.")
-    epochs: float = Field(1.0, gt=0, le=1000, description="How often each token is read, unless steps or tokens say.")
-    document_attention: bool = Field(True, description="Whether attention stops at the borders of documents.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of the matrices under NorMuon or Muon.")
-    z_loss: float = Field(0.0, ge=0, le=1, description="Weight of the squared log-normaliser in the loss.")
-    validation_tokens: int = Field(200_000, ge=1, description="The most validation tokens to measure on.")
+    validation_tokens: int = Field(200_000, ge=1, description="Most tokens that a validation measures the loss on.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PretrainConfig":
-        if self.sequence_length > self.context_length:
+        model, rope = self.model, self.model.rope_scaling
+        if self.batches.sequence_length > model.context_length:
             raise ValueError(
-                f"sequence_length {self.sequence_length} exceeds context_length {self.context_length}; "
-                "raise context_length or shorten the rows"
+                f"batches.sequence_length {self.batches.sequence_length} exceeds model.context_length "
+                f"{model.context_length}; raise model.context_length or shorten the rows"
             )
-        if self.batch_tokens % self.sequence_length:
+        if (not model.head_dim or not model.qk_norm) and model.hidden_size % model.num_heads:
             raise ValueError(
-                f"batch_tokens {self.batch_tokens} is not a multiple of sequence_length {self.sequence_length}"
+                f"model.hidden_size {model.hidden_size} is not a multiple of model.num_heads {model.num_heads}; with "
+                "model.head_dim and model.qk_norm it need not be, since then the export is a Qwen3"
             )
-        for name, start, end in (
-            ("initial_sequence_length", self.initial_sequence_length, self.sequence_length),
-            ("initial_batch_tokens", self.initial_batch_tokens, self.batch_tokens),
-        ):
-            doublings = math.log2(end / start) if start else 0.0
-            if doublings < 0 or doublings != round(doublings):
-                raise ValueError(f"{name} {start} does not reach {end} by doubling")
-        if self.initial_batch_tokens % self.sequence_length:
-            raise ValueError(f"initial_batch_tokens must be a multiple of sequence_length {self.sequence_length}")
-        if (not self.head_dim or not self.qk_norm) and self.hidden_size % self.num_heads:
+        if (rope.kind == "default") != (rope.factor == 1) or rope.kind == "dynamic":
             raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; with head_dim and "
-                "qk_norm it need not be, since then the export is a Qwen3"
-            )
-        if (self.rope_scaling == "default") != (self.rope_scaling_factor == 1):
-            raise ValueError(
-                f"rope_scaling {self.rope_scaling!r} and rope_scaling_factor {self.rope_scaling_factor:g} do not go "
+                f"model.rope_scaling.kind {rope.kind!r} and model.rope_scaling.factor {rope.factor:g} do not go "
                 "together: a factor above 1 needs a kind of scaling (linear, llama3, yarn), and each of them a factor"
             )
-        rope_scaling(self)
         return self
 
 
-def rope_scaling(cfg: PretrainConfig) -> RopeScaling:
-    """How the config stretches rotary positions.
-
-    Raises:
-        ValueError: values that do not fit together.
-    """
-    if cfg.rope_scaling == "default":
-        return RopeScaling()
-    return RopeScaling(
-        kind=cfg.rope_scaling,
-        factor=cfg.rope_scaling_factor,
-        original_context_length=cfg.rope_original_context_length or int(cfg.context_length / cfg.rope_scaling_factor),
-        low_freq_factor=cfg.rope_low_freq_factor,
-        high_freq_factor=cfg.rope_high_freq_factor,
-        beta_fast=cfg.rope_beta_fast,
-        beta_slow=cfg.rope_beta_slow,
-        attention_factor=cfg.rope_attention_factor,
-    )
-
-
-def model_shape(cfg: PretrainConfig, vocab_size: int) -> "ModelConfig":
-    """The model that the config asks for."""
-    from model.network.transformer import ModelConfig
-
-    return ModelConfig(
-        vocab_size=vocab_size,
-        hidden_size=cfg.hidden_size,
-        num_layers=cfg.num_layers,
-        num_heads=cfg.num_heads,
-        num_kv_heads=cfg.num_kv_heads,
-        head_dim=cfg.head_dim or cfg.hidden_size // cfg.num_heads,
-        intermediate_size=cfg.intermediate_size,
-        context_length=cfg.context_length,
-        rope_theta=cfg.rope_theta,
-        qk_norm=cfg.qk_norm,
-        tied_embeddings=cfg.tied_embeddings,
-        rope_scaling=rope_scaling(cfg),
-    )
-
-
-def step_plan(cfg: PretrainConfig, tokens: int) -> "StepPlan":
+def step_plan(settings: WindowSettings, tokens: int) -> "StepPlan":
     """Which share of a stream of `tokens` tokens each step takes."""
     from model.training.data import Ramp, plan_steps
 
-    per_window, per_batch = cfg.sequence_length, cfg.batch_tokens // cfg.sequence_length
-    first_batch = (cfg.initial_batch_tokens or cfg.batch_tokens) // cfg.sequence_length
-    batch = Ramp(first_batch, per_batch, cfg.ramp_fraction)
-    row = Ramp(cfg.initial_sequence_length or cfg.sequence_length, cfg.sequence_length, cfg.ramp_fraction)
-    if cfg.steps:
-        return plan_steps(batch.total(cfg.steps), batch, row, cfg.steps)
-    if cfg.train_tokens:
-        wanted = -(-cfg.train_tokens // per_window)
-    else:
-        wanted = round(cfg.epochs * ((tokens - 1) // per_window))
+    s, per_window = settings, settings.sequence_length
+    first_batch = (s.initial_batch_tokens or s.batch_tokens) // per_window
+    batch = Ramp(first_batch, s.batch_tokens // per_window, s.ramp_fraction)
+    row = Ramp(s.initial_sequence_length or per_window, per_window, s.ramp_fraction)
+    if s.steps:
+        return plan_steps(batch.total(s.steps), batch, row, s.steps)
+    wanted = -(-s.train_tokens // per_window) if s.train_tokens else round(s.epochs * ((tokens - 1) // per_window))
     return plan_steps(max(1, wanted), batch, row)
 
 
@@ -217,11 +126,11 @@ def text_batches(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "Win
     stream = read_tokens(folder, "train", meta)
     return WindowBatches(
         stream,
-        step_plan(cfg, len(stream)),
-        cfg.sequence_length,
+        step_plan(cfg.batches, len(stream)),
+        cfg.batches.sequence_length,
         cfg.seed,
         bytes_of_tokens(tokenizer),
-        tokenizer.endoftext_id if cfg.document_attention else -1,
+        tokenizer.endoftext_id if cfg.batches.document_attention else -1,
     )
 
 
@@ -236,9 +145,9 @@ def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path, sources:
     meta = json.loads((folder / "meta.json").read_text())
     tokenizer = Tokenizer.load(tokenizer_dir)
     stream = read_tokens(folder, "validation", meta)
-    length = min(cfg.sequence_length, len(stream) - 1)
+    length = min(cfg.batches.sequence_length, len(stream) - 1)
     plan = plan_steps(1, Ramp(1, 1), Ramp(length, length))
-    endoftext = tokenizer.endoftext_id if cfg.document_attention else -1
+    endoftext = tokenizer.endoftext_id if cfg.batches.document_attention else -1
     batches = WindowBatches(stream, plan, length, 0, bytes_of_tokens(tokenizer), endoftext, sources)
     count = min(batches.windows, max(1, cfg.validation_tokens // length))
     return Validation(batches, np.arange(count, dtype=np.int64) * batches.windows // count)
@@ -269,7 +178,7 @@ def first_weights(cfg: PretrainConfig, vocab_size: int, inputs: Mapping[str, Pat
     from tasks.models.folder import load_config, load_model
     from tasks.tokens.contract import check_contract
 
-    shape = model_shape(cfg, vocab_size)
+    shape = cfg.model.shape(vocab_size)
     transformer = Transformer(shape)
     if "start" not in inputs:
         transformer.initialize(cfg.seed, attention_start=cfg.attention_start)
@@ -299,8 +208,8 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
     check_contract(tokenizer_dir, tokens_dir)
     meta = json.loads((tokens_dir / "meta.json").read_text())
     batches = text_batches(cfg, tokens_dir, tokenizer_dir)
-    plan = step_plan(cfg, int(meta["train_tokens"]))
-    tokens = float(plan.first_window[-1]) * cfg.sequence_length
+    plan = step_plan(cfg.batches, int(meta["train_tokens"]))
+    tokens = float(plan.first_window[-1]) * cfg.batches.sequence_length
     transformer = first_weights(cfg, int(meta["vocab_size"]), inputs)
     sources = token_sources(tokens_dir, "validation")
     parallel = place_objective(run, cfg, NextToken(transformer, cfg.z_loss, sources.names))

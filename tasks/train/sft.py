@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
+from model.training.settings import OptimizerSettings, PackedSettings, ScheduleSettings
 from tasks.mechanism.launch.processes import launch
 from tasks.mechanism.observe import TrainingRun
 from tasks.mechanism.stage import Artifact, StageRun, stage
@@ -29,26 +30,22 @@ if TYPE_CHECKING:
 class SftConfig(TrainingConfig):
     """Gentler rates than in pretraining, rows of packed conversations."""
 
-    matrix_learning_rate: float = Field(0.01, gt=0, le=10, description="Peak learning rate of Muon.")
-    learning_rate: float = Field(
-        1e-3, gt=0, le=10, description="Peak learning rate of the norms; with adamw of the matrices too."
+    batches: PackedSettings = Field(
+        PackedSettings(), description="Tokens of a step, and how often conversations are read."
     )
-    embedding_learning_rate: float = Field(0.03, gt=0, le=10, description="Peak learning rate of the input embedding.")
-    head_learning_rate: float = Field(2e-3, gt=0, le=10, description="Peak learning rate of the output matrix.")
-    schedule: Literal["wsd", "cosine", "linear"] = Field("linear", description="Course of the learning rate.")
-    sequence_length: int = Field(256, ge=8, le=1_048_576, description="Tokens of one row of packed conversations.")
-    batch_tokens: int = Field(4096, ge=8, description="Tokens of one step, over all processes.")
-    steps: int = Field(0, ge=0, description="Steps to take; 0: as many as epochs say.")
-    epochs: float = Field(1.0, gt=0, le=1000, description="How often each conversation is read, unless steps say.")
+    optimizer: OptimizerSettings = Field(
+        OptimizerSettings(
+            matrix_learning_rate=0.01, learning_rate=1e-3, embedding_learning_rate=0.03, head_learning_rate=2e-3
+        ),
+        description="Optimizer, learning rates, momentum, weight decay and clipping.",
+    )
+    schedule: ScheduleSettings = Field(ScheduleSettings(kind="linear"), description="Course of the learning rate.")
     too_long: Literal["truncate", "drop"] = Field(
-        "truncate", description="What becomes of conversations that are longer than a row."
+        "truncate", description="Whether a conversation longer than sequence_length is truncated or dropped."
     )
-    validation_conversations: int = Field(500, ge=1, description="The most validation conversations to measure on.")
-
-    @property
-    def rows_per_batch(self) -> int:
-        """Rows of one step, over all processes."""
-        return max(1, self.batch_tokens // self.sequence_length)
+    validation_conversations: int = Field(
+        500, ge=1, description="Most conversations that a validation measures the loss on."
+    )
 
 
 @dataclass(frozen=True)
@@ -115,15 +112,16 @@ def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> Non
 
     base_dir, conversations_dir = inputs["model"], inputs["conversations"]
     transformer = load_model(base_dir)
-    check_length(cfg.sequence_length, transformer.config.context_length)
+    length, rows = cfg.batches.sequence_length, cfg.batches.rows_per_batch
+    check_length(length, transformer.config.context_length)
     token_bytes = bytes_of_tokens(Tokenizer.load(base_dir))
     rendered = read_conversations(conversations_dir / "train.parquet", base_dir)
-    training = encode_conversations(rendered, cfg.sequence_length, cfg.too_long)
+    training = encode_conversations(rendered, length, cfg.too_long)
     held_out = read_conversations(conversations_dir / "validation.parquet", base_dir, cfg.validation_conversations)
-    validation = encode_conversations(held_out, cfg.sequence_length, cfg.too_long)
-    batches = PackedBatches(training.sequences, cfg.sequence_length, cfg.rows_per_batch, cfg.seed, token_bytes)
-    measured = PackedBatches(validation.sequences, cfg.sequence_length, 1, 0, token_bytes)
-    steps = cfg.steps or max(1, round(cfg.epochs * len(batches.rows) / cfg.rows_per_batch))
+    validation = encode_conversations(held_out, length, cfg.too_long)
+    batches = PackedBatches(training.sequences, length, rows, cfg.seed, token_bytes)
+    measured = PackedBatches(validation.sequences, length, 1, 0, token_bytes)
+    steps = cfg.batches.steps or max(1, round(cfg.batches.epochs * len(batches.rows) / rows))
     tokens = float(sum(batches.tokens(batches.items(step)) for step in range(steps)))
     if is_first_process() and training.truncated + training.dropped:
         run.say(f"conversations too long for a row: {training.truncated} truncated, {training.dropped} left out")

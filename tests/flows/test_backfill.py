@@ -142,7 +142,7 @@ def test_each_date_may_be_trained_on_and_judged(served: Execution, untracked: Ex
     from flows.backfill import backfill
     from flows.watch import WatchConfig
 
-    recipe = crawl(tmp_path, DAYS[:2], "pretrain.steps=20", "start=champion")
+    recipe = crawl(tmp_path, DAYS[:2], "pretrain.batches.steps=20", "start=champion")
     backfilled = backfill(recipe, Dates(every="day"), WatchConfig(retrain="always"), untracked)
     first, second = backfilled.taken_in.values()
     assert (first.outcome, first.verdict) == ("trained and promoted", "first")

@@ -18,26 +18,25 @@ def test_the_presets_are_those_promised() -> None:
 
 
 def test_depth_sets_the_shape_and_each_part_can_be_overridden() -> None:
-    recipe = load_plan(
-        "demo", ["depth=8", "pretrain.hidden_size=320", "pretrain.num_heads=5", "pretrain.num_kv_heads=5"]
-    ).recipe
-    assert recipe.pretrain.num_layers == 8
-    assert recipe.pretrain.hidden_size == 320
-    assert recipe.pretrain.intermediate_size == scale_by_depth(8)["pretrain"]["intermediate_size"]
+    shape = ["pretrain.model.hidden_size=320", "pretrain.model.num_heads=5", "pretrain.model.num_kv_heads=5"]
+    recipe = load_plan("demo", ["depth=8", *shape]).recipe
+    assert recipe.pretrain.model.num_layers == 8
+    assert recipe.pretrain.model.hidden_size == 320
+    assert recipe.pretrain.model.intermediate_size == scale_by_depth(8)["pretrain"]["model"]["intermediate_size"]
 
 
 def test_momentum_follows_the_tokens_of_a_step() -> None:
     """0.9 was better at 4,096 tokens a step (docs/LOG.md); every recipe for a GPU takes 65,536 or more."""
-    values = {name: load_plan(name).recipe.pretrain.momentum for name in preset_names()}
+    values = {name: load_plan(name).recipe.pretrain.optimizer.momentum for name in preset_names()}
     assert values == {"demo": 0.9, "laptop": 0.9, "gpu-1": 0.95, "node-8": 0.95, "fineweb-edu": 0.95}
-    assert load_plan("demo", ["depth=16"]).recipe.pretrain.momentum == 0.95
-    assert load_plan("demo", ["depth=16", "pretrain.momentum=0.8"]).recipe.pretrain.momentum == 0.8
+    assert load_plan("demo", ["depth=16"]).recipe.pretrain.optimizer.momentum == 0.95
+    assert load_plan("demo", ["depth=16", "pretrain.optimizer.momentum=0.8"]).recipe.pretrain.optimizer.momentum == 0.8
 
 
 @pytest.mark.parametrize("depth", [1, 2, 3, 4, 7, 12, 28])
 def test_every_depth_is_a_valid_recipe(depth: int) -> None:
     pretrain = load_plan("demo", [f"depth={depth}"]).recipe.pretrain
-    assert pretrain.num_heads % pretrain.num_kv_heads == 0
+    assert pretrain.model.num_heads % pretrain.model.num_kv_heads == 0
 
 
 @pytest.mark.parametrize(
@@ -47,8 +46,11 @@ def test_every_depth_is_a_valid_recipe(depth: int) -> None:
         (["beta=0.2"], r"beta is not a field.*Did you mean dpo\.beta\?"),
         (["dpo.beta=-1"], r"dpo\.beta = -1.*greater than"),
         (["dpo.beta=much"], r"dpo\.beta = 'much'.*number"),
-        (["sft.sequence_length=1024"], r"recipe: sft\.sequence_length is 1024, but the model reads at most 256"),
-        (["dpo.sequence_length=257"], r"dpo\.sequence_length is 257, but the model reads at most 256"),
+        (
+            ["sft.batches.sequence_length=1024"],
+            r"recipe: sft\.batches\.sequence_length is 1024, but the model reads at most 256",
+        ),
+        (["dpo.batches.sequence_length=257"], r"dpo\.batches\.sequence_length is 257, but the model reads at most 256"),
         (["dpo.loss_type=exo_pair"], r"dpo: label_smoothing is 0, but the loss 'exo_pair' needs some"),
         (["dpo.beta"], r"--set dpo\.beta: expected a field and a value"),
         (["depth=0.5"], r"depth = 0\.5: expected a whole number"),

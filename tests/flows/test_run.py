@@ -22,12 +22,12 @@ def test_presets_can_be_shared_by_as_many_processes_as_the_docs_say(preset: str,
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["sft.batch_tokens=512"], r"A step of sft has 2 rows, which 4 processes .*a larger sft\.batch_tokens"),
-        (["pretrain.initial_batch_tokens=512"], r"A step of pretrain has 2 rows"),
-        (["dpo.batch_pairs=6"], r"A step of dpo has 6 pairs, .*a larger dpo\.batch_pairs"),
+        (["sft.batches.batch_tokens=512"], r"A step of sft has 2 rows, which 4 processes .*a larger sft\.batch_tokens"),
+        (["pretrain.batches.initial_batch_tokens=512"], r"A step of pretrain has 2 rows"),
+        (["dpo.batches.batch_pairs=6"], r"A step of dpo has 6 pairs, .*a larger dpo\.batch_pairs"),
         (["execution.strategy=deepspeed"], r"pretrain\.optimizer is 'normuon', which cannot run under .*'deepspeed'"),
         (
-            ["execution.strategy=deepspeed", "pretrain.optimizer=adamw"],
+            ["execution.strategy=deepspeed", "pretrain.optimizer.kind=adamw"],
             r"sft\.optimizer is 'normuon', .*Use sft\.optimizer=adamw",
         ),
     ],

@@ -13,7 +13,12 @@ from tasks.mechanism.store import Store, now_utc
 from tasks.track import Tracker
 from tasks.track.connection import local_tracking_uri
 
-RECIPE = {"name": "toy", "corpus": "some/folder", "pretrain": {"learning_rate": 0.01, "steps": 3}, "dpo": {"beta": 0.1}}
+RECIPE = {
+    "name": "toy",
+    "corpus": "some/folder",
+    "pretrain": {"optimizer": {"learning_rate": 0.01}, "batches": {"steps": 3}},
+    "dpo": {"beta": 0.1},
+}
 
 
 class ToyRun:

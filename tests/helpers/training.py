@@ -13,6 +13,7 @@ import pytest
 
 from model.training.meter import MACHINE_FIGURES
 from model.vocabulary.tokenizer import Tokenizer, train_bpe
+from tasks.mechanism.sections import merge
 from tasks.mechanism.stage import Artifact
 from tasks.mechanism.store import digest_directory
 from tasks.tokens.contract import CONTRACT_FILE
@@ -24,29 +25,32 @@ VOCAB_SIZE = 512
 # 2e-8 of a gradient's norm, over 40 steps.
 LOSS_NATS, NORM_SHARE = 4e-6, 3e-7
 TINY: dict[str, Any] = {
-    "num_layers": 2,
-    "hidden_size": 32,
-    "head_learning_rate": 0.004,  # at 0.008 one process differs from itself by 5e-7 of a norm, its sums made in parts
-    "num_heads": 2,
-    "num_kv_heads": 1,
-    "intermediate_size": 64,
-    "context_length": 64,
-    "sequence_length": 64,
-    "batch_tokens": 512,
+    "model": {
+        "num_layers": 2,
+        "hidden_size": 32,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "intermediate_size": 64,
+        "context_length": 64,
+    },
+    "batches": {"sequence_length": 64, "batch_tokens": 512, "steps": 12},
+    # At 0.008 one process differs from itself by 5e-7 of a norm, its sums made in parts.
+    "optimizer": {"head_learning_rate": 0.004},
+    "loop": {"checkpoint_every": 4, "evaluate_every": 0},
     "validation_tokens": 1024,
-    "checkpoint_every": 4,
-    "evaluate_every": 0,
 }
 
 
 def tiny_pretrain(**changes: Any) -> PretrainConfig:
     """A model of 50k parameters and 12 steps of 8 x 64 tokens, unless changed."""
-    return PretrainConfig(**{**TINY, "steps": 12, **changes})
+    return PretrainConfig(**merge(TINY, changes))
 
 
 def killed_pretrain() -> PretrainConfig:
     """A run that is long enough to be killed in, and that all strategies can carry out."""
-    return tiny_pretrain(steps=40, evaluate_every=10, optimizer="adamw", precision="fp32")
+    return tiny_pretrain(
+        batches={"steps": 40}, loop={"evaluate_every": 10}, optimizer={"kind": "adamw"}, precision="fp32"
+    )
 
 
 def artifact(folder: Path) -> Artifact:

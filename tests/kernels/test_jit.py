@@ -20,7 +20,7 @@ import hashlib, json
 import numpy as np, torch
 from model.decoding.engine import Engine
 from model.training.objectives import NextToken
-from model.training.optim import OptimizerSettings
+from model.training.settings import OptimizerSettings
 from model.training.parallel import Placement, place
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
@@ -34,7 +34,7 @@ transformer = Transformer(ModelConfig(
     context_length=128,
 ))
 transformer.initialize(0)
-parallel = place(NextToken(transformer), OptimizerSettings(), "bf16", Placement("cpu"), max_grad_norm=1.0)
+parallel = place(NextToken(transformer), OptimizerSettings(), "bf16", Placement("cpu"))
 ids = torch.randint(0, 512, (8, 129), generator=torch.Generator().manual_seed(0))
 batch = {"input_ids": ids[:, :-1], "labels": ids[:, 1:], "label_bytes": torch.ones(8), "document_ids": ids[:, :-1] // 9}
 found = {}

@@ -47,7 +47,7 @@ def make_run(folder: Path, address: str, processes: int = 2) -> StageRun:
 @pytest.mark.slow
 def test_two_workers_give_the_curve_of_one_process(address: str, tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path / "inputs")
-    cfg = tiny_pretrain(steps=8, precision="fp32")
+    cfg = tiny_pretrain(batches={"steps": 8}, precision="fp32")
     one, two = Execution(home=tmp_path / "one", threads=1), on_ray(tmp_path / "two", address)
     figures = [obtain(pretrain, cfg, inputs, execution).manifest.metrics for execution in (one, two)]
     assert figures[0]["train_tokens"] == figures[1]["train_tokens"]

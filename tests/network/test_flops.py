@@ -20,7 +20,8 @@ from model.network.flops import (
 )
 from model.network.head import linear_cross_entropy
 from model.network.transformer import ModelConfig, Transformer
-from model.training.optim import OptimizerSettings, build_optimizer
+from model.training.optim import build_optimizer
+from model.training.settings import OptimizerSettings
 
 CONFIG = ModelConfig(
     vocab_size=512,

@@ -14,7 +14,8 @@ from model.network.attention import attention_kernel
 from model.network.head import linear_cross_entropy, plain_linear_cross_entropy
 from model.network.shape import RopeScaling
 from model.network.transformer import ModelConfig, Transformer
-from model.training.optim import OptimizerSettings, build_optimizer
+from model.training.optim import build_optimizer
+from model.training.settings import OptimizerSettings
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -186,7 +187,7 @@ def test_initial_scales() -> None:
     [
         ({"num_kv_heads": 3}, "multiple of num_kv_heads"),
         ({"head_dim": 15}, "even"),
-        ({"num_layers": 0}, "num_layers must be at least 1, got 0"),
+        ({"num_layers": 0}, r"num_layers\n +Input should be greater than or equal to 1 .*input_value=0"),
         ({"rope_scaling": RopeScaling("dynamic", 2.0, 128)}, r"beyond context_length \(256\).* is 128"),
     ],
 )

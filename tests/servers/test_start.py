@@ -54,7 +54,7 @@ class Continued:
 def continued(tmp_path_factory: pytest.TempPathFactory) -> Continued:
     folder = tmp_path_factory.mktemp("continued")
     execution = Execution(home=folder / "home", workers=1, threads=1)
-    recipe = make_recipe(folder, "pretrain.steps=40", "start=champion")
+    recipe = make_recipe(folder, "pretrain.batches.steps=40", "start=champion")
     _, more, most, _ = landings()
     land(folder / "text", "0", more)
     assert describe_start(Store(execution.home), recipe) == "random weights, since there is no champion yet"

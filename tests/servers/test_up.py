@@ -237,7 +237,12 @@ def tiny_parameters(home: Path, corpus: Path) -> dict[str, Any]:
     """What the form would send for a run of seconds, with time to kill it while it pretrains."""
     sources = (f"corpus={corpus}", f"sft_data={corpus}", f"preference_data={corpus}")
     tiny.make_corpus(corpus)
-    steps = (f"pretrain.steps={LONG_STEPS}", "pretrain.checkpoint_every=10", "sft.steps=5", "dpo.steps=5")
+    steps = (
+        f"pretrain.batches.steps={LONG_STEPS}",
+        "pretrain.loop.checkpoint_every=10",
+        "sft.batches.steps=5",
+        "dpo.batches.steps=5",
+    )
     recipe = load_plan("demo", ["name=tiny", *tiny.SETTINGS, *steps, *sources]).recipe
     execution = Execution(home=home, workers=1, threads=1, tracking_uri="none")
     return {"recipe": recipe.model_dump(mode="json"), "execution": execution.model_dump(mode="json")}

@@ -26,7 +26,13 @@ from tasks.track import Untracked
 from tests.helpers import tiny
 from tests.helpers.data import keep_all, make_documents
 
-SMALLER = ("pretrain.steps=10", "sft.steps=5", "dpo.steps=5", "evaluate.answer_tokens=8", "evaluate.answers=2")
+SMALLER = (
+    "pretrain.batches.steps=10",
+    "sft.batches.steps=5",
+    "dpo.batches.steps=5",
+    "evaluate.answer_tokens=8",
+    "evaluate.answers=2",
+)
 LENIENT = ("gate.min_reward_accuracy=0", "limits.dpo=9")  # so that there is a champion
 LATER_MODULES = ("shutil", "subprocess", "tarfile", "threading", "zipfile")
 
@@ -61,7 +67,7 @@ def two_runs(tmp_path_factory: pytest.TempPathFactory) -> TwoRuns:
     before = execute(load_plan("demo", settings, sources).recipe, execution, Untracked())
     for module in LATER_MODULES:
         shutil.copy(Path(sysconfig.get_paths()["stdlib"]) / f"{module}.py", corpus)
-    changed = (*settings, "filter.min_words=20", "pretrain.steps=14")
+    changed = (*settings, "filter.min_words=20", "pretrain.batches.steps=14")
     after = execute(load_plan("demo", changed, sources).recipe, execution, Untracked())
     store = Store(execution.home)
     return TwoRuns(store, before, after, compare_runs(store, before, after))
@@ -88,7 +94,7 @@ def test_documents_that_came_and_went_are_those_of_the_runs(two_runs: TwoRuns) -
 def test_settings_code_and_cost_are_told(two_runs: TwoRuns) -> None:
     settings = {c.field: (c.before, c.after) for c in two_runs.comparison.settings}
     assert settings.pop("content of corpus")
-    assert settings == {"filter.min_words": (10, 20), "pretrain.steps": (10, 14)}
+    assert settings == {"filter.min_words": (10, 20), "pretrain.batches.steps": (10, 14)}
     assert two_runs.comparison.code == []
     costs = {cost.label: cost for cost in two_runs.comparison.costs}
     assert (costs["conversations"].status_before, costs["conversations"].status_after) == ("built", "cached")

@@ -42,7 +42,7 @@ def test_pipeline_run_carries_every_stage_built_or_cached(execution: Execution) 
     client = client_of(execution)
     built, cached = (client.get_run(parent) for parent in parents)
     assert built.data.params == cached.data.params
-    assert built.data.params["pretrain.learning_rate"] == "0.01"
+    assert built.data.params["pretrain.optimizer.learning_rate"] == "0.01"
     assert built.data.params["dpo.beta"] == "0.1"
     for run in (built, cached):
         assert run.info.status == "FINISHED"

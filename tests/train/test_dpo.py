@@ -10,10 +10,11 @@ import torch
 
 from model.training.data import PairBatches
 from model.training.objectives import Preference
-from model.training.optim import OptimizerSettings
 from model.training.parallel import Placement, place
+from model.training.settings import OptimizerSettings
 from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.sections import merge
 from tasks.mechanism.stage import Artifact, Silent, StageRun, build, obtain
 from tasks.mechanism.store import Store
 from tasks.models.folder import load_model
@@ -35,11 +36,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def tiny(**changes: Any) -> DpoConfig:
+    rates = dict.fromkeys(("learning_rate", "embedding_learning_rate", "head_learning_rate"), 1e-3)
     defaults = {
-        "sequence_length": 64, "batch_pairs": 8, "steps": 20, "precision": "fp32", "evaluate_every": 10,
-        "learning_rate": 1e-3, "embedding_learning_rate": 1e-3, "head_learning_rate": 1e-3,
-    }  # fmt: skip
-    return DpoConfig(**{**defaults, **changes})
+        "batches": {"sequence_length": 64, "batch_pairs": 8, "steps": 20},
+        "optimizer": rates,
+        "loop": {"evaluate_every": 10},
+        "precision": "fp32",
+    }
+    return DpoConfig(**merge(defaults, changes))
 
 
 def test_it_learns_which_answer_is_better(inputs: Inputs, execution: Execution) -> None:
@@ -81,7 +85,7 @@ def test_loss_and_log_probs_are_those_of_trl(inputs: Inputs, tmp_path: Path) -> 
 
     folder = inputs["model"].path
     execution = Execution(home=tmp_path / "home", threads=1)
-    other = build(dpo, tiny(steps=5), inputs, execution).path
+    other = build(dpo, tiny(batches={"steps": 5}), inputs, execution).path
     rows = [{k: row[k] for k in ("prompt", "chosen", "rejected")} for row in pair_rows(inputs)[:8]]
     arguments = DPOConfig(
         output_dir=str(tmp_path / "trl"), report_to="none", use_cpu=True, bf16=False, save_strategy="no",
@@ -115,7 +119,7 @@ def test_loss_and_log_probs_are_those_of_trl(inputs: Inputs, tmp_path: Path) -> 
 
 def test_an_interrupted_run_keeps_its_reference(inputs: Inputs, tmp_path: Path) -> None:
     """What lies in scratch is used, not computed again: here a reference that could never have been computed."""
-    cfg, execution = tiny(steps=1), Execution(home=tmp_path / "home", threads=1)
+    cfg, execution = tiny(batches={"steps": 1}), Execution(home=tmp_path / "home", threads=1)
     rewards = []
     for offset in (0.0, 5.0):
         scratch = tmp_path / str(offset)
@@ -154,4 +158,4 @@ def test_pairs_that_teach_nothing_are_left_out(inputs: Inputs) -> None:
 
 def test_no_usable_pair_is_refused(inputs: Inputs, execution: Execution) -> None:
     with pytest.raises(ValueError, match="No training pair is usable"):
-        obtain(dpo, tiny(sequence_length=8), inputs, execution)
+        obtain(dpo, tiny(batches={"sequence_length": 8}), inputs, execution)

@@ -71,7 +71,7 @@ def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution:
     """The same windows, document borders left open, through another implementation."""
     from transformers import AutoModelForCausalLM
 
-    cfg = tiny_pretrain(steps=6, precision="fp32", document_attention=False, validation_tokens=10**9)
+    cfg = tiny_pretrain(batches={"steps": 6, "document_attention": False}, precision="fp32", validation_tokens=10**9)
     outcome = obtain(pretrain, cfg, inputs, execution)
     stream = np.fromfile(inputs["tokens"].path / "validation.bin", dtype="<u2").astype(np.int64)
     windows = (len(stream) - 1) // 64
@@ -108,7 +108,8 @@ def test_the_same_bits_twice(inputs: Inputs, tmp_path: Path, micro_batch_tokens:
     digests = set()
     for threads in (1, 2):
         execution = Execution(home=tmp_path / str(threads), threads=threads, micro_batch_tokens=micro_batch_tokens)
-        digests.add(obtain(pretrain, tiny_pretrain(steps=6, precision=precision), inputs, execution).artifact.digest)
+        cfg = tiny_pretrain(batches={"steps": 6}, precision=precision)
+        digests.add(obtain(pretrain, cfg, inputs, execution).artifact.digest)
     assert len(digests) == 1
 
 
@@ -183,7 +184,7 @@ def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path, strate
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, strategy: Any) -> None:
     """With NorMuon; tests/train/test_strategies.py has AdamW, under DeepSpeed too."""
-    cfg = tiny_pretrain(steps=8, precision="fp32", optimizer="normuon")
+    cfg = tiny_pretrain(batches={"steps": 8}, precision="fp32", optimizer={"kind": "normuon"})
     one = Execution(home=tmp_path / "one", threads=1)
     two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
     for execution in (one, two):
@@ -199,7 +200,7 @@ def test_int8_on_two_processes(inputs: Inputs, tmp_path: Path, strategy: Any) ->
     homes = [(tmp_path / "usual", "bf16"), (tmp_path / "one", "int8")]
     runs = [(Execution(home=home, threads=1), precision) for home, precision in homes] + [(two, "int8")]
     for execution, precision in runs:
-        obtain(pretrain, tiny_pretrain(steps=8, precision=precision), inputs, execution)
+        obtain(pretrain, tiny_pretrain(batches={"steps": 8}, precision=precision), inputs, execution)
     usual, one, many = ([point["loss"] for point in full_curve(execution.home)] for execution, _ in runs)
     assert one == pytest.approx(usual, abs=0.02) and many == pytest.approx(usual, abs=0.02)
     assert len({usual[-1], one[-1], many[-1]}) == 3
@@ -214,7 +215,7 @@ def test_accelerate_can_start_the_processes(
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), "--num_processes", "2"]
     monkeypatch.setenv("BESSEMER_LAUNCHER", " ".join(command))
     execution = Execution(home=tmp_path, threads=1, processes=2, strategy=name, device="cpu")
-    assert obtain(pretrain, tiny_pretrain(steps=2), inputs, execution).manifest.metrics["steps"] == 2
+    assert obtain(pretrain, tiny_pretrain(batches={"steps": 2}), inputs, execution).manifest.metrics["steps"] == 2
 
 
 @pytest.mark.slow
@@ -231,16 +232,16 @@ def test_muon_under_zero_and_uneven_batches_are_refused(inputs: Inputs, tmp_path
     with pytest.raises(ValueError, match="Use optimizer 'adamw'"):
         obtain(pretrain, tiny_pretrain(), inputs, zero)
     with pytest.raises(ValueError, match="neither compiled nor multiplied in int8"):
-        obtain(pretrain, tiny_pretrain(optimizer="adamw", precision="int8"), inputs, zero)
+        obtain(pretrain, tiny_pretrain(optimizer={"kind": "adamw"}, precision="int8"), inputs, zero)
     two = Execution(home=tmp_path, threads=1, processes=2)
     with pytest.raises(ValueError, match="7 rows or pairs cannot be shared evenly by 2"):
-        obtain(pretrain, tiny_pretrain(batch_tokens=7 * 64), inputs, two)
+        obtain(pretrain, tiny_pretrain(batches={"batch_tokens": 7 * 64}), inputs, two)
 
 
 @pytest.mark.slow
 def test_compiled_layers_give_the_same_curve(inputs: Inputs, tmp_path: Path) -> None:
     require_program("g++")
-    cfg = tiny_pretrain(steps=4, precision="fp32", optimizer="adamw", num_layers=1)
+    cfg = tiny_pretrain(batches={"steps": 4}, precision="fp32", optimizer={"kind": "adamw"}, model={"num_layers": 1})
     plain = Execution(home=tmp_path / "plain", threads=1)
     compiled = Execution(home=tmp_path / "compiled", threads=1, compile="layers")
     expected = obtain(pretrain, cfg, inputs, plain)
@@ -285,19 +286,19 @@ def test_it_goes_on_from_another_model(inputs: Inputs, execution: Execution) -> 
     """The weights are the very ones: a step at almost no learning rate leaves its validation loss where it was."""
     first = obtain(pretrain, tiny_pretrain(), inputs, execution)
     rates = dict.fromkeys(("learning_rate", "embedding_learning_rate", "head_learning_rate"), 1e-12)
-    cfg = tiny_pretrain(steps=1, optimizer="adamw", **rates)
+    cfg = tiny_pretrain(batches={"steps": 1}, optimizer={"kind": "adamw", **rates})
     second = obtain(pretrain, cfg, {**inputs, "start": first.artifact}, execution)
     assert second.manifest.metrics["val_loss"] == pytest.approx(first.manifest.metrics["val_loss"], abs=1e-6)
     assert second.manifest.key != pretrain.key(cfg, inputs)
-    longer = tiny_pretrain(steps=1, context_length=128)
+    longer = tiny_pretrain(batches={"steps": 1}, model={"context_length": 128})
     assert obtain(pretrain, longer, {**inputs, "start": first.artifact}, execution).status == "built"
 
 
 def test_a_model_of_another_shape_or_tokenizer_is_no_start(
     inputs: Inputs, execution: Execution, tmp_path: Path
 ) -> None:
-    first = obtain(pretrain, tiny_pretrain(steps=1), inputs, execution).artifact
-    wider = tiny_pretrain(hidden_size=64, num_layers=3)
+    first = obtain(pretrain, tiny_pretrain(batches={"steps": 1}), inputs, execution).artifact
+    wider = tiny_pretrain(model={"hidden_size": 64, "num_layers": 3})
     with pytest.raises(ValueError, match="hidden_size is 32 there, 64 here; num_layers is 2 there, 3 here"):
         obtain(pretrain, wider, {**inputs, "start": first}, execution)
     folder = tmp_path / "other"
@@ -312,18 +313,20 @@ def test_a_model_of_another_shape_or_tokenizer_is_no_start(
 
 def test_horizons() -> None:
     tokens = 64 * 100 + 1
-    assert step_plan(tiny_pretrain(steps=5), tokens).steps == 5
-    assert step_plan(tiny_pretrain(steps=0, train_tokens=5000), tokens).steps == 10
-    assert step_plan(tiny_pretrain(steps=0, epochs=2), tokens).steps == 25
+    assert step_plan(tiny_pretrain(batches={"steps": 5}).batches, tokens).steps == 5
+    assert step_plan(tiny_pretrain(batches={"steps": 0, "train_tokens": 5000}).batches, tokens).steps == 10
+    assert step_plan(tiny_pretrain(batches={"steps": 0, "epochs": 2}).batches, tokens).steps == 25
 
 
 @pytest.mark.parametrize("first_batch", [64, 128, 256, 512])
 def test_a_ramp_takes_its_share_of_the_windows_however_training_ends(first_batch: int) -> None:
     """Counted in steps of full size, a ramp from an eighth outlived its training."""
     ramps = {"initial_batch_tokens": first_batch, "initial_sequence_length": 16, "ramp_fraction": 0.3}
-    by_steps = step_plan(tiny_pretrain(steps=1000, **ramps), 64 * 100 + 1)
+    by_steps = step_plan(tiny_pretrain(batches={"steps": 1000, **ramps}).batches, 64 * 100 + 1)
     windows = int(by_steps.first_window[-1])
-    by_tokens = step_plan(tiny_pretrain(steps=0, train_tokens=64 * windows, **ramps), 64 * 100 + 1)
+    by_tokens = step_plan(
+        tiny_pretrain(batches={"steps": 0, "train_tokens": 64 * windows, **ramps}).batches, 64 * 100 + 1
+    )
     batches = np.diff(by_steps.first_window)
     assert by_steps.steps == 1000 and abs(by_tokens.steps - 1000) <= 3
     assert (batches[0], batches[-1]) == (first_batch // 64, 8) and (np.diff(batches) >= 0).all()
@@ -333,25 +336,32 @@ def test_a_ramp_takes_its_share_of_the_windows_however_training_ends(first_batch
 
 
 def test_trace_knows_the_steps_of_a_document(inputs: Inputs) -> None:
-    cfg = tiny_pretrain(steps=30)
+    cfg = tiny_pretrain(batches={"steps": 30})
     batches = text_batches(cfg, inputs["tokens"].path, inputs["tokenizer"].path)
-    first = int(batches.items(4)[0]) * cfg.sequence_length
+    first = int(batches.items(4)[0]) * cfg.batches.sequence_length
     assert 4 in batches.steps_that_saw(first, first + 1)
+
+
+def rope(**values: Any) -> dict[str, Any]:
+    return {"model": {"rope_scaling": values}}
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"sequence_length": 128}, "exceeds context_length 64"),
-        ({"batch_tokens": 500}, "not a multiple of sequence_length"),
-        ({"initial_sequence_length": 24}, "does not reach 64 by doubling"),
-        ({"initial_batch_tokens": 1024}, "does not reach 512 by doubling"),
-        ({"hidden_size": 33}, "not a multiple of num_heads"),
-        ({"hidden_size": 33, "head_dim": 8, "qk_norm": False}, "not a multiple of num_heads"),
-        ({"learning_rate": 0}, "greater than 0"),
-        ({"rope_scaling": "yarn"}, "rope_scaling 'yarn' and rope_scaling_factor 1 do not go together"),
-        ({"rope_scaling_factor": 4}, "rope_scaling 'default' and rope_scaling_factor 4 do not go together"),
-        ({"rope_scaling": "llama3", "rope_scaling_factor": 4, "rope_high_freq_factor": 1}, "high_freq_factor"),
+        ({"batches": {"sequence_length": 128}}, r"sequence_length 128 exceeds model\.context_length 64"),
+        ({"batches": {"batch_tokens": 500}}, "batch_tokens 500 is not a multiple of sequence_length 64"),
+        ({"batches": {"initial_batch_tokens": 32}}, "initial_batch_tokens 32 is not a multiple of sequence_length"),
+        ({"batches": {"initial_sequence_length": 24}}, "does not reach 64 by doubling"),
+        ({"batches": {"initial_batch_tokens": 1024}}, "does not reach 512 by doubling"),
+        ({"model": {"hidden_size": 33}}, r"not a multiple of model\.num_heads"),
+        ({"model": {"hidden_size": 33, "head_dim": 8, "qk_norm": False}}, r"not a multiple of model\.num_heads"),
+        ({"model": {"num_heads": 4, "num_kv_heads": 3}}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
+        ({"optimizer": {"learning_rate": 0}}, "greater than 0"),
+        (rope(kind="yarn"), r"kind 'yarn' and model\.rope_scaling\.factor 1 do not go together"),
+        (rope(factor=4), r"kind 'default' and model\.rope_scaling\.factor 4 do not go together"),
+        (rope(kind="dynamic", factor=4), "dynamic"),
+        (rope(kind="llama3", factor=4, high_freq_factor=1), "high_freq_factor"),
     ],
 )
 def test_impossible_settings_are_refused(changes: dict[str, Any], words: str) -> None:
@@ -375,7 +385,11 @@ def test_a_longer_context_is_trained_and_exported(inputs: Inputs, execution: Exe
 
     from tasks.models.folder import load_model
 
-    cfg = tiny_pretrain(steps=2, precision="fp32", context_length=256, rope_scaling=kind, rope_scaling_factor=4)
+    cfg = tiny_pretrain(
+        batches={"steps": 2},
+        precision="fp32",
+        model={"context_length": 256, "rope_scaling": {"kind": kind, "factor": 4}},
+    )
     folder = obtain(pretrain, cfg, inputs, execution).artifact.path
     theirs = AutoModelForCausalLM.from_pretrained(folder)
     assert theirs.config.rope_parameters["rope_type"] == kind and theirs.config.max_position_embeddings == 256
@@ -388,6 +402,5 @@ def test_a_longer_context_is_trained_and_exported(inputs: Inputs, execution: Exe
 
 def test_defaults_are_a_model_of_five_million() -> None:
     from model.network.flops import num_parameters
-    from tasks.train.pretrain import model_shape
 
-    assert 3e6 < num_parameters(model_shape(PretrainConfig(), 4096)) < 8e6
+    assert 3e6 < num_parameters(PretrainConfig().model.shape(4096)) < 8e6

@@ -11,6 +11,7 @@ from model.training.data import PackedBatches
 from model.vocabulary.chat_format import Rendered, render_conversation
 from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.sections import merge
 from tasks.mechanism.stage import Artifact, build, obtain
 from tasks.train.job import bytes_of_tokens
 from tasks.train.pretrain import pretrain
@@ -31,13 +32,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 
 
 def tiny(**changes: Any) -> SftConfig:
-    defaults = {"sequence_length": 64, "batch_tokens": 256, "steps": 30, "precision": "fp32", "evaluate_every": 10}
-    return SftConfig(**{**defaults, **changes})
+    batches = {"sequence_length": 64, "batch_tokens": 256, "steps": 30}
+    return SftConfig(**merge({"batches": batches, "loop": {"evaluate_every": 10}, "precision": "fp32"}, changes))
 
 
 def test_it_learns_to_answer(inputs: Inputs, execution: Execution) -> None:
-    before = obtain(sft, tiny(steps=1), inputs, execution).manifest.metrics
-    metrics = obtain(sft, tiny(steps=60, matrix_learning_rate=0.02), inputs, execution).manifest.metrics
+    before = obtain(sft, tiny(batches={"steps": 1}), inputs, execution).manifest.metrics
+    metrics = obtain(
+        sft, tiny(batches={"steps": 60}, optimizer={"matrix_learning_rate": 0.02}), inputs, execution
+    ).manifest.metrics
     assert metrics["train_conversations"] == 55 and metrics["validation_conversations"] == 5
     assert metrics["val_loss"] < before["val_loss"] - 0.3
     assert 0 <= metrics["val_token_accuracy"] <= 1
@@ -101,9 +104,9 @@ def test_the_first_conversations(inputs: Inputs) -> None:
 
 def test_rows_longer_than_the_model_reads_are_refused(inputs: Inputs, execution: Execution) -> None:
     with pytest.raises(ValueError, match="sequence_length is 128, but the model reads at most 64"):
-        obtain(sft, tiny(sequence_length=128), inputs, execution)
+        obtain(sft, tiny(batches={"sequence_length": 128}), inputs, execution)
 
 
 def test_nothing_to_learn_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to learn"):
-        obtain(sft, tiny(sequence_length=8, too_long="drop"), inputs, execution)
+        obtain(sft, tiny(batches={"sequence_length": 8}, too_long="drop"), inputs, execution)

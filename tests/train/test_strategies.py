@@ -16,10 +16,12 @@ from tests.helpers.training import LOSS_NATS, assert_same_but_for_rounding, full
 pytestmark = pytest.mark.slow
 TRAINING_STAGES = ("pretrain", "sft", "dpo")
 # AdamW, which all strategies have; fp32, where one process and two differ by rounding only.
-SETTINGS = [f"{stage}.{setting}" for stage in TRAINING_STAGES for setting in ("optimizer=adamw", "precision=fp32")] + [
-    "pretrain.steps=12",
-    "sft.steps=4",
-    "dpo.steps=4",
+SETTINGS = [
+    f"{stage}.{setting}" for stage in TRAINING_STAGES for setting in ("optimizer.kind=adamw", "precision=fp32")
+] + [
+    "pretrain.batches.steps=12",
+    "sft.batches.steps=4",
+    "dpo.batches.steps=4",
     "evaluate.answers=0",
     "evaluate.preference_pairs=8",
     "evaluate.validation_tokens=512",

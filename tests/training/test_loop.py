@@ -15,11 +15,11 @@ from torch import Tensor
 from model.network.transformer import ModelConfig, Transformer
 from model.training.checkpoint import Checkpoints
 from model.training.data import Batch, Ints, Ramp, WindowBatches, plan_steps
-from model.training.loop import AVERAGE_EVERY, LoopSettings, Trainer, Validation
+from model.training.loop import AVERAGE_EVERY, Trainer, Validation
 from model.training.meter import MACHINE_FIGURES, Meter
 from model.training.objectives import NextToken
-from model.training.optim import OptimizerSettings
 from model.training.parallel import Accelerated, Placement, gradient_norm, place
+from model.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=32,
@@ -68,19 +68,21 @@ def trainer(
     micro_batch_tokens: int = 1024,
     optimizer: OptimizerSettings | None = None,
     objective: NextToken | None = None,
-    max_grad_norm: float = 1.0,
+    steps: int = STEPS,
+    decay_fraction: float = 0.5,
     **changes: Any,
 ) -> tuple[Trainer, Accelerated]:
     if objective is None:
         objective = NextToken(Transformer(CONFIG))
         objective.transformer.initialize(1)
-    settings = LoopSettings(**{"steps": STEPS, "checkpoint_every": 3, **changes})
-    parallel = place(objective, optimizer or OptimizerSettings(), "fp32", Placement("cpu"), max_grad_norm)
+    schedule = ScheduleSettings(decay_fraction=decay_fraction)
+    settings = LoopSettings(**{"checkpoint_every": 3, "evaluate_every": 0, **changes})
+    parallel = place(objective, optimizer or OptimizerSettings(), "fp32", Placement("cpu"))
     assert isinstance(parallel, Accelerated)
     validation = Validation(batches(), np.arange(5))
     checkpoints = Checkpoints(folder)
     loop = Trainer(
-        parallel, data or batches(settings.steps), validation, figures, settings, checkpoints, book,
+        parallel, data or batches(steps), validation, figures, steps, schedule, settings, checkpoints, book,
         micro_batch_tokens, Meter(parallel.device, PEAK, None),
     )  # fmt: skip
     return loop, parallel
@@ -123,7 +125,7 @@ def test_utilisation_is_flops_over_the_peak(tmp_path: Path) -> None:
 def test_micro_batches_change_nothing_but_rounding(tmp_path: Path) -> None:
     whole, parts = Book(), Book()
     # So that gradients of rounding size make updates of rounding size; a step in bf16 would turn one bit into 1 %.
-    settings = OptimizerSettings(epsilon=1e-4, newton_schulz_precision="fp32")
+    settings = OptimizerSettings(epsilon=1e-4)
     a, model_a = trainer(tmp_path / "a", whole, optimizer=settings)
     b, model_b = trainer(tmp_path / "b", parts, optimizer=settings, micro_batch_tokens=WINDOW)
     a.run(), b.run()
@@ -141,11 +143,9 @@ def test_the_first_steps_are_those_of_plain_torch(tmp_path: Path) -> None:
     rate = 1e-2
     settings = OptimizerSettings(
         kind="adamw", learning_rate=rate, embedding_learning_rate=rate, head_learning_rate=rate,
-        embedding_betas=(0.9, 0.95), head_betas=(0.9, 0.95), epsilon=1e-8,
+        embedding_betas=(0.9, 0.95), head_betas=(0.9, 0.95), epsilon=1e-8, max_grad_norm=0.1,
     )  # fmt: skip
-    loop, parallel = trainer(
-        tmp_path, Book(), optimizer=settings, objective=objective, steps=3, max_grad_norm=0.1, decay_fraction=0.0
-    )
+    loop, parallel = trainer(tmp_path, Book(), optimizer=settings, objective=objective, steps=3, decay_fraction=0.0)
     loop.run()
     reference = torch.optim.AdamW(plain.parameters(), lr=rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     data = batches(3)

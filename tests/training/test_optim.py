@@ -18,7 +18,6 @@ from model.network.transformer import ModelConfig, Transformer
 from model.training.optim import (
     POLAR_EXPRESS,
     Muon,
-    OptimizerSettings,
     Polynomial,
     build_optimizer,
     equalize_neurons,
@@ -26,6 +25,7 @@ from model.training.optim import (
     orthogonalize,
     set_learning_rates,
 )
+from model.training.settings import OptimizerSettings
 
 KELLER = ((3.4445, -4.7750, 2.0315),)  # of https://kellerjordan.github.io/posts/muon/ and torch.optim.Muon
 
@@ -57,7 +57,7 @@ def randomise_gradients(module: nn.Module, seed: int) -> None:
 def test_equals_torch_muon_and_adamw(weight_decay: float) -> None:
     ours, theirs = model(), model()
     optimizer = build_optimizer(ours, OptimizerSettings(
-        kind="muon", weight_decay=weight_decay, epsilon=1e-8, polynomials=KELLER * 5))  # fmt: skip
+        kind="muon", weight_decay=weight_decay, epsilon=1e-8), polynomials=KELLER * 5)  # fmt: skip
     named = dict(theirs.named_parameters())
     matrices = [p for n, p in named.items() if p.ndim == 2 and "embed" not in n and "head" not in n]
     muon = torch.optim.Muon(matrices, lr=0.02, weight_decay=weight_decay)

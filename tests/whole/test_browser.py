@@ -82,7 +82,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
 
 def deploy_tiny(served: Served, corpus: Path) -> UUID:
     """A recipe of seconds, deployed as the presets are."""
-    steps = ("pretrain.steps=20", "sft.steps=10", "dpo.steps=8")
+    steps = ("pretrain.batches.steps=20", "sft.batches.steps=10", "dpo.batches.steps=8")
     sources = (f"corpus={corpus}", f"sft_data={corpus}", f"preference_data={corpus}")
     recipe = load_plan("demo", ["name=tiny", *tiny.SETTINGS, *steps, *sources]).recipe
     demo = next(found for found in deployments(served) if found.name == "demo")
@@ -226,7 +226,7 @@ def test_two_runs_are_compared_in_mlflow(page: "Page", deployment: Tiny, complet
     page.get_by_role("switch").first.click()
     parameters = page.locator("table").filter(has_text="dpo.beta")
     expect(parameters.get_by_role("row").filter(has_text="dpo.beta")).to_contain_text(re.compile("0.3.*0.2"))
-    expect(parameters).not_to_contain_text("dpo.steps")
+    expect(parameters).not_to_contain_text("dpo.batches.steps")
     assistant = page.get_by_role("button", name="Close", exact=True)
     if assistant.is_visible():  # MLflow's assistant opens itself at the first visit, over half of the page
         assistant.click()

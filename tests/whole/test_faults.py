@@ -38,7 +38,13 @@ from tests.helpers.mechanism_stages import CountConfig, DoubleConfig, count, dou
 from tests.helpers.track import ToyRun, client_of, nested_runs, unsent
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALLER = ("pretrain.steps=10", "sft.steps=5", "dpo.steps=5", "evaluate.answer_tokens=8", "evaluate.answers=2")
+SMALLER = (
+    "pretrain.batches.steps=10",
+    "sft.batches.steps=5",
+    "dpo.batches.steps=5",
+    "evaluate.answer_tokens=8",
+    "evaluate.answers=2",
+)
 LENIENT = ("gate.min_reward_accuracy=0", "limits.dpo=9")
 DISK_BYTES = 256 * 1024
 

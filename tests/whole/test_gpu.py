@@ -16,7 +16,8 @@ from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from model.training.compile import compile_layers
 from model.training.float8 import Float8Linear, use_float8
-from model.training.optim import OptimizerSettings, build_optimizer
+from model.training.optim import build_optimizer
+from model.training.settings import OptimizerSettings
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, curve_path, obtain
 from tasks.mechanism.store import Store
@@ -94,12 +95,12 @@ def test_gradients_are_those_of_a_cpu_in_fp32(packed: bool, layers: str) -> None
 @pytest.mark.parametrize("kind", ["normuon", "muon", "adamw"])
 def test_an_optimizer_steps_as_on_a_cpu(kind: Literal["normuon", "muon", "adamw"]) -> None:
     """On a GPU matrices of one shape are updated together."""
-    settings = OptimizerSettings(kind=kind, newton_schulz_precision="fp32", weight_decay=0.1)
+    settings = OptimizerSettings(kind=kind, weight_decay=0.1)
     model = Transformer(replace(CONFIG, num_layers=3))
     model.initialize(0, output_projections="depth")
     moved = copy.deepcopy(model).cuda()
     for each in (model, moved):
-        optimizer = build_optimizer(each, settings)
+        optimizer = build_optimizer(each, settings, "fp32")
         for step in range(3):
             for number, parameter in enumerate(each.parameters()):
                 parameter.grad = random(*parameter.shape, seed=100 * step + number).to(parameter.device)
@@ -143,7 +144,7 @@ def test_compiled_layers_learn_as_plain_ones(precision: str) -> None:
 
 
 def stage_curve(inputs: dict[str, Artifact], home: Path, **execution: Any) -> list[dict[str, float]]:
-    cfg = tiny_pretrain(precision="fp32", optimizer="adamw", evaluate_every=6)
+    cfg = tiny_pretrain(precision="fp32", optimizer={"kind": "adamw"}, loop={"evaluate_every": 6})
     place = Execution(home=home, workers=1, threads=1, **execution)
     outcome = obtain(pretrain, cfg, inputs, place)
     path = curve_path(Store(home), outcome.manifest.stage, outcome.manifest.key)
@@ -162,7 +163,7 @@ def test_the_stage_learns_as_on_a_cpu(inputs: dict[str, Artifact], tmp_path: Pat
 
 def test_the_stage_compiles_its_layers(inputs: dict[str, Artifact], tmp_path: Path) -> None:
     place = Execution(home=tmp_path, workers=1, threads=1, device="cuda", compile="layers")
-    outcome = obtain(pretrain, tiny_pretrain(steps=30), inputs, place)
+    outcome = obtain(pretrain, tiny_pretrain(batches={"steps": 30}), inputs, place)
     path = curve_path(Store(tmp_path), outcome.manifest.stage, outcome.manifest.key)
     points = [json.loads(line) for line in path.read_text().splitlines()]
     assert points[-1]["loss"] < points[0]["loss"] - 0.5

@@ -192,7 +192,7 @@ def test_notify_shows_the_password(remote: Remote, tmp_path: Path, monkeypatch: 
 
 
 def test_a_run_is_kept_in_postgresql_and_in_the_object_store(remote: Remote, tmp_path: Path) -> None:
-    steps = ("pretrain.steps=10", "sft.steps=5", "dpo.steps=5", "evaluate.answer_tokens=8")
+    steps = ("pretrain.batches.steps=10", "sft.batches.steps=5", "dpo.batches.steps=5", "evaluate.answer_tokens=8")
     command = tiny.arguments(tiny.make_corpus(tmp_path / "corpus"), remote.home)
     settings = [f"--set={setting}" for setting in (*steps, f"execution.tracking_uri={remote.addresses.mlflow}")]
     ran = subprocess.run(

@@ -1,0 +1,164 @@
+"""The settings of training as plain data, free of torch: batches, optimizer, schedule, loop; each a form's section."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from model.network.shape import OptimizerName
+from model.settings import SETTINGS
+
+Schedule = Literal["wsd", "cosine", "linear"]
+_Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class WindowSettings:
+    """How a stream of text is cut into steps: windows of one length, of which each epoch reads every one once."""
+
+    sequence_length: int = Field(default=256, ge=8, le=1_048_576, description="Tokens of one training sequence.")
+    batch_tokens: int = Field(default=4096, ge=8, description="Tokens of one optimizer step, over all processes.")
+    train_tokens: int = Field(default=0, ge=0, description="Tokens to train on; 0: as many as epochs say.")
+    epochs: float = Field(
+        default=1.0, gt=0, le=1000, description="Passes over the training tokens, unless steps or train_tokens say."
+    )
+    steps: int = Field(default=0, ge=0, description="Optimizer steps; 0: as many as train_tokens or epochs say.")
+    initial_sequence_length: int = Field(
+        default=0, ge=0, description="Sequence length at the start, doubling up to sequence_length; 0: no ramp."
+    )
+    initial_batch_tokens: int = Field(
+        default=0, ge=0, description="Tokens of the first optimizer steps, doubling up to batch_tokens; 0: no ramp."
+    )
+    ramp_fraction: float = Field(
+        default=0.3, gt=0, le=1, description="Share of training after which both ramps have reached their end."
+    )
+    document_attention: bool = Field(
+        default=True, description="Whether a token attends to its own document only (intra-document causal masking)."
+    )
+
+    @model_validator(mode="after")
+    def _divides_evenly(self) -> "WindowSettings":
+        for name, tokens in (("batch_tokens", self.batch_tokens), ("initial_batch_tokens", self.initial_batch_tokens)):
+            if tokens % self.sequence_length:
+                raise ValueError(f"{name} {tokens} is not a multiple of sequence_length {self.sequence_length}")
+        for name, start, end in (
+            ("initial_sequence_length", self.initial_sequence_length, self.sequence_length),
+            ("initial_batch_tokens", self.initial_batch_tokens, self.batch_tokens),
+        ):
+            doublings = math.log2(end / start) if start else 0.0
+            if doublings < 0 or doublings != round(doublings):
+                raise ValueError(f"{name} {start} does not reach {end} by doubling")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class PackedSettings:
+    """How conversations are packed into rows, and rows into steps."""
+
+    sequence_length: int = Field(
+        default=256, ge=8, le=1_048_576, description="Tokens of one row, into which conversations are packed."
+    )
+    batch_tokens: int = Field(default=4096, ge=8, description="Tokens of one optimizer step, over all processes.")
+    epochs: float = Field(default=1.0, gt=0, le=1000, description="Passes over the conversations, unless steps say.")
+    steps: int = Field(default=0, ge=0, description="Optimizer steps; 0: as many as epochs say.")
+
+    @property
+    def rows_per_batch(self) -> int:
+        """Rows of one step, over all processes."""
+        return max(1, self.batch_tokens // self.sequence_length)
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class PairSettings:
+    """How preference pairs make steps."""
+
+    sequence_length: int = Field(
+        default=256, ge=8, le=1_048_576, description="Longest prompt with its answer, in tokens."
+    )
+    batch_pairs: int = Field(
+        default=16, ge=1, description="Preference pairs of one optimizer step, over all processes."
+    )
+    epochs: float = Field(default=1.0, gt=0, le=1000, description="Passes over the preference pairs, unless steps say.")
+    steps: int = Field(default=0, ge=0, description="Optimizer steps; 0: as many as epochs say.")
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class OptimizerSettings:
+    """What to optimise with. Learning rates are peaks, multiplied by `learning_rate_factor` at each step."""
+
+    kind: OptimizerName = Field(
+        default="normuon",
+        description="NorMuon or Muon for the matrices with AdamW for the rest, or AdamW for everything.",
+    )
+    matrix_learning_rate: float = Field(
+        default=0.02, gt=0, le=10, description="Peak learning rate of the layers' matrices under NorMuon or Muon."
+    )
+    learning_rate: float = Field(
+        default=3e-3,
+        gt=0,
+        le=10,
+        description="Peak AdamW learning rate of the norms; under adamw of the layers' matrices too.",
+    )
+    embedding_learning_rate: float = Field(
+        default=0.1, gt=0, le=10, description="Peak AdamW learning rate of the input embedding."
+    )
+    head_learning_rate: float = Field(
+        default=8e-3, gt=0, le=10, description="Peak AdamW learning rate of the output matrix (LM head), tied or not."
+    )
+    momentum: float = Field(
+        default=0.95, ge=0, lt=1, description="Nesterov momentum of the layers' matrices under NorMuon or Muon."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, le=1, description="Decoupled weight decay of the layers' matrices.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Global gradient norm above which gradients are clipped to it; 0: no clipping."
+    )
+    betas: tuple[_Beta, _Beta] = Field(
+        default=(0.9, 0.95), description="AdamW's decay rates of the first and second moment, of norms and matrices."
+    )
+    # A token's row has a gradient only where the token occurs, so its second moment needs a longer memory.
+    embedding_betas: tuple[_Beta, _Beta] = Field(
+        default=(0.8, 0.995), description="AdamW's decay rates of the first and second moment, of the input embedding."
+    )
+    head_betas: tuple[_Beta, _Beta] = Field(
+        default=(0.8, 0.96),
+        description="AdamW's decay rates of the first and second moment, of the output matrix (LM head).",
+    )
+    epsilon: float = Field(default=1e-10, gt=0, le=1, description="Term added to AdamW's denominator.")
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class ScheduleSettings:
+    """The course of the learning rate, as a factor on each peak."""
+
+    kind: Schedule = Field(
+        default="wsd",
+        description="Learning-rate schedule: warmup-stable-decay (wsd), cosine or linear decay, all to zero.",
+    )
+    warmup_steps: int = Field(
+        default=0, ge=0, description="Optimizer steps over which the learning rate rises linearly to its peak."
+    )
+    decay_fraction: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the steps, the last, over which wsd decays linearly to zero."
+    )
+
+
+@dataclass(frozen=True, kw_only=True, config=SETTINGS)
+class LoopSettings:
+    """What the loop does beside steps. Intervals are in optimizer steps."""
+
+    evaluate_every: int = Field(
+        default=200, ge=0, description="Optimizer steps between validations; 0: only at the end."
+    )
+    checkpoint_every: int = Field(default=200, ge=1, description="Optimizer steps between checkpoints.")
+    average_fraction: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Share of the steps, the last, whose weights are averaged (LAWA); 0: none.",
+    )
+    divergence_nats: float = Field(
+        default=2.0,
+        gt=0,
+        description="Rise of the loss above its running median at which a step is undone and skipped.",
+    )
