@@ -160,22 +160,18 @@ def check_training(recipe: Recipe, execution: Execution) -> None:
     Raises:
         ValueError: a step that the processes cannot share evenly, or an optimizer that the strategy cannot run.
     """
-    pretrain, sft, dpo = recipe.pretrain, recipe.sft, recipe.dpo
-    windows = pretrain.batches
-    first_batch = windows.initial_batch_tokens or windows.batch_tokens  # the others are this, doubled
-    _check_share("pretrain", "batch_tokens", first_batch // windows.sequence_length, execution)
-    _check_share("sft", "batch_tokens", sft.batches.rows_per_batch, execution)
-    _check_share("dpo", "batch_pairs", dpo.batches.batch_pairs, execution)
-    for name, config in {"pretrain": pretrain, "sft": sft, "dpo": dpo}.items():
-        _check_optimizer(name, config, execution)
+    for form in forms(recipe):
+        if isinstance(form.config, TrainingConfig):
+            _check_share(form.label, form.config, execution)
+            _check_optimizer(form.label, form.config, execution)
 
 
-def _check_share(stage: str, field: str, items: int, execution: Execution) -> None:
-    if items % execution.processes:
+def _check_share(stage: str, config: TrainingConfig, execution: Execution) -> None:
+    step = config.batches.smallest_step
+    if step.items % execution.processes:
         raise ValueError(
-            f"A step of {stage} has {items} {'pairs' if field == 'batch_pairs' else 'rows'}, which "
-            f"{execution.processes} processes cannot share evenly. Use a larger {stage}.batches.{field}, or a number "
-            "of processes that divides it."
+            f"A step of {stage} has {step.items} {step.unit}, which {execution.processes} processes cannot share "
+            f"evenly. Use a larger {stage}.batches.{step.field}, or a number of processes that divides it."
         )
 
 

@@ -36,7 +36,17 @@ ROOMS = {
         "addresses",
     ),
     "tasks": ("track", "evaluation", "train", "models", "tokens", "chats", "text", "mechanism"),
-    "model": ("scoring", "decoding", "quantization", "training", "network", "vocabulary", "corpus", "kernels"),
+    "model": (
+        "scoring",
+        "decoding",
+        "quantization",
+        "training",
+        "network",
+        "vocabulary",
+        "corpus",
+        "kernels",
+        "settings",
+    ),
 }
 SOURCES = sorted(path for layer in LAYERS for path in (ROOT / layer).rglob("*.py"))
 # dependency -> where it may be imported (a file, or a folder)

@@ -1,7 +1,7 @@
 """The settings of training as plain data, free of torch: batches, optimizer, schedule, loop; each a form's section."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -11,6 +11,14 @@ from model.settings import SETTINGS
 
 Schedule = Literal["wsd", "cosine", "linear"]
 _Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class StepSize(NamedTuple):
+    """How many items the smallest step of a training has for its processes to share, and which field says so."""
+
+    items: int
+    unit: Literal["rows", "pairs"]
+    field: str
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
@@ -36,6 +44,13 @@ class WindowSettings:
     document_attention: bool = Field(
         default=True, description="Whether a token attends to its own document only (intra-document causal masking)."
     )
+
+    @property
+    def smallest_step(self) -> StepSize:
+        """The first step; those after it are this one, doubled."""
+        return StepSize(
+            (self.initial_batch_tokens or self.batch_tokens) // self.sequence_length, "rows", "batch_tokens"
+        )
 
     @model_validator(mode="after")
     def _divides_evenly(self) -> "WindowSettings":
@@ -68,6 +83,11 @@ class PackedSettings:
         """Rows of one step, over all processes."""
         return max(1, self.batch_tokens // self.sequence_length)
 
+    @property
+    def smallest_step(self) -> StepSize:
+        """Every step has as many rows."""
+        return StepSize(self.rows_per_batch, "rows", "batch_tokens")
+
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)
 class PairSettings:
@@ -81,6 +101,11 @@ class PairSettings:
     )
     epochs: float = Field(default=1.0, gt=0, le=1000, description="Passes over the preference pairs, unless steps say.")
     steps: int = Field(default=0, ge=0, description="Optimizer steps; 0: as many as epochs say.")
+
+    @property
+    def smallest_step(self) -> StepSize:
+        """Every step has as many pairs."""
+        return StepSize(self.batch_pairs, "pairs", "batch_pairs")
 
 
 @dataclass(frozen=True, kw_only=True, config=SETTINGS)

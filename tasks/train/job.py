@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from model.network.shape import Precision
-from model.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
+from model.training.settings import (
+    LoopSettings,
+    OptimizerSettings,
+    PackedSettings,
+    PairSettings,
+    ScheduleSettings,
+    WindowSettings,
+)
 from tasks.mechanism.observe import Bar, TrainingRun
 from tasks.mechanism.stage import StageConfig
 
@@ -32,6 +39,7 @@ if TYPE_CHECKING:
 class TrainingConfig(StageConfig):
     """What the training stages share; each says its own defaults of optimizer and schedule."""
 
+    batches: WindowSettings | PackedSettings | PairSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
     precision: Precision = Field(
