@@ -211,7 +211,7 @@ def _explain(error: ValidationError, kind: type[Any], preset: str) -> str:
             inside = [field for field in field_names(kind) if field.startswith(f"{name}.")]
             lines.append(f"{name} = {issue['input']!r}: it is a section; set its fields, such as {inside[0]}.")
         else:
-            text = issue["msg"].removeprefix("Value error, ")
+            text = issue["msg"].removeprefix("Value error, ").rstrip(".")
             # A whole section does not fit together: the message names its fields.
             found = name if isinstance(issue["input"], Mapping) else f"{name} = {issue['input']!r}"
             lines.append(f"{found or kind.__name__.lower()}: {text[0].lower()}{text[1:]}. {_describe(kind, name)}")
@@ -259,5 +259,6 @@ def _did_you_mean(name: str, valid: Sequence[str]) -> str:
     first, leaf = name.split(".")[0], name.split(".")[-1]
     alike = [v for v in valid if v.split(".")[-1] == leaf]
     inside = [v for v in alike if v.split(".")[0] == first]
-    near = difflib.get_close_matches(name, inside or alike or valid, n=1, cutoff=0.5) or (inside or alike)[:1]
+    near = difflib.get_close_matches(name, inside, n=1, cutoff=0.5) or (inside or alike)[:1]
+    near = near or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
     return f" Did you mean {near[0]}?" if near else ""

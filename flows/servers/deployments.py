@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
+from pydantic import TypeAdapter
 
 from flows.recipe import PRESET_FOLDER, Recipe, load_plan, preset_names
 from flows.servers.lost_runs import AUTOMATION, HEARTBEAT_ENVIRONMENT, lost_runs_automation
@@ -118,7 +119,24 @@ def _work_pool() -> dict[str, Any]:
 
 def recipe_parameters(recipe: Recipe) -> dict[str, Any]:
     """What a recipe says beyond the defaults."""
-    return difference(recipe.model_dump(mode="json"), Recipe().model_dump(mode="json"))
+    return _beyond_the_form(Recipe, recipe.model_dump(mode="json"), Recipe().model_dump(mode="json"))
+
+
+def _beyond_the_form(kind: Any, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries that either the form or the pipeline would fill in otherwise.
+
+    Of a section that is given in part Prefect's form takes the rest from the defaults of the section's type, which
+    stages share; we take it from the stage's own.
+    """
+    usual = TypeAdapter(kind).dump_python(kind(), mode="json")
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if value == defaults[name] == usual[name]:
+            continue
+        section = kind.__pydantic_fields__[name].annotation
+        is_section = hasattr(section, "__pydantic_fields__")
+        found[name] = _beyond_the_form(section, value, defaults[name]) if is_section else value
+    return found
 
 
 def execution_parameters(execution: Execution) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
+from pydantic import ValidationError
+
 from model.network.shape import ModelConfig, RopeKind, RopeScaling
+from model.settings import reasons
 
 # What each field must say, where present, for our arithmetic to be the model's.
 _REQUIRED = {
@@ -84,6 +87,13 @@ def from_hf_config(hf: Mapping[str, Any]) -> ModelConfig:
 
     Raises ValueError for any feature that our model does not compute: biases, sliding windows, other activations.
     """
+    try:
+        return _shape(hf)
+    except ValidationError as error:
+        raise ValueError(f"config.json describes a model that cannot be: {reasons(error)}.") from error
+
+
+def _shape(hf: Mapping[str, Any]) -> ModelConfig:
     family = hf.get("model_type")
     if family not in ("llama", "qwen3"):
         raise ValueError(f"config.json: model_type is {family!r}; this pipeline reads 'llama' and 'qwen3'.")

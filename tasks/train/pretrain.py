@@ -81,6 +81,9 @@ class PretrainConfig(TrainingConfig):
                 f"model.hidden_size {model.hidden_size} is not a multiple of model.num_heads {model.num_heads}; with "
                 "model.head_dim and model.qk_norm it need not be, since then the export is a Qwen3"
             )
+        head_dim = model.head_dim or model.hidden_size // model.num_heads
+        if head_dim % 2:
+            raise ValueError(f"model.head_dim is {head_dim}, and rotary embeddings turn pairs: it must be even")
         if (rope.kind == "default") != (rope.factor == 1) or rope.kind == "dynamic":
             raise ValueError(
                 f"model.rope_scaling.kind {rope.kind!r} and model.rope_scaling.factor {rope.factor:g} do not go "

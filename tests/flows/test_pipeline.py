@@ -237,5 +237,11 @@ def test_form_has_a_section_per_stage_in_pipeline_order_with_bounds() -> None:
         for name, field in definition["properties"].items():
             assert field.get("description"), name
             assert "anyOf" not in field, f"{name}: the form shows unions badly"
+    pretrain = schema["definitions"]["PretrainConfig"]["properties"]
+    order = sorted(pretrain, key=lambda name: pretrain[name]["position"])
+    assert order[:4] == ["model", "batches", "optimizer", "schedule"] and order[-1] == "seed"
+    architecture = schema["definitions"]["Architecture"]["properties"]
+    assert "vocab_size" not in architecture, "the tokenizer brings it"
+    assert architecture["num_layers"]["position"] == 0 and architecture["num_layers"]["title"] == "num_layers"
     beta = schema["definitions"]["DpoConfig"]["properties"]["beta"]
     assert beta["type"] == "number" and {"exclusiveMinimum", "minimum"} & set(beta)

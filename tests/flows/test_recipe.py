@@ -1,10 +1,12 @@
 """Recipes: presets load, the dial scales, and a mistake names the field, its bounds and the nearest valid name."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flows.recipe import Recipe, field_names, load_plan, preset_names, scale_by_depth
+from tasks.train.sft import SftConfig
 
 
 @pytest.mark.parametrize("preset", preset_names())
@@ -53,6 +55,15 @@ def test_every_depth_is_a_valid_recipe(depth: int) -> None:
         (["dpo.batches.sequence_length=257"], r"dpo\.batches\.sequence_length is 257, but the model reads at most 256"),
         (["dpo.loss_type=exo_pair"], r"dpo: label_smoothing is 0, but the loss 'exo_pair' needs some"),
         (["dpo.beta"], r"--set dpo\.beta: expected a field and a value"),
+        (["pretrain.num_layers=4"], r"pretrain\.num_layers is not .* Did you mean pretrain\.model\.num_layers\?"),
+        (["sft.steps=4"], r"sft\.steps is not a field.*Did you mean sft\.batches\.steps\?"),
+        (["momentum=0.5"], r"momentum is not a field.*Did you mean pretrain\.optimizer\.momentum\?"),
+        (["pretrain.model.num_layer=4"], r"num_layer is not .* Did you mean pretrain\.model\.num_layers\?"),
+        (["pretrain.rope_scaling_factor=4"], r"Did you mean pretrain\.model\.rope_scaling\.factor\?"),
+        (["pretrain.optimizer=adamw"], r"optimizer = 'adamw': it is a section; .* such as pretrain\.optimizer\.kind\."),
+        (["pretrain=4"], r"pretrain = 4: it is a section; set its fields, such as pretrain\."),
+        (["pretrain.model.hidden_size=4"], r"hidden_size = 4: .* equal to 8\. Width of the residual stream\."),
+        (["pretrain.model.num_kv_heads=3"], r"pretrain\.model: num_heads \(4\) must be a multiple of .* \(3\)\. "),
         (["depth=0.5"], r"depth = 0\.5: expected a whole number"),
         (["depth=1000"], r"depth = 1000: expected a whole number of layers from 1 to 128"),
         (["execution.workers=0"], r"workers = 0.*greater than or equal to 1"),
@@ -61,6 +72,16 @@ def test_every_depth_is_a_valid_recipe(depth: int) -> None:
 def test_mistakes_are_explained(settings: list[str], expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         load_plan("demo", settings)
+
+
+def test_a_section_given_in_part_takes_the_rest_from_its_stage() -> None:
+    """As an orchestrator gives it, past `load_plan`: not the defaults of the type, which three stages share."""
+    given = Recipe.model_validate({"dpo": {"optimizer": {"weight_decay": 0.1}}, "fp4": {"method": "nearest"}})
+    usual = Recipe()
+    assert given.dpo.optimizer == replace(usual.dpo.optimizer, weight_decay=0.1)
+    assert given.dpo.optimizer.kind == "adamw" != usual.pretrain.optimizer.kind
+    assert (given.fp4.format, given.fp4.method) == ("nvfp4", "nearest")
+    assert SftConfig(optimizer={"momentum": 0.5}).optimizer == replace(usual.sft.optimizer, momentum=0.5)  # type: ignore[arg-type]
 
 
 def test_unknown_preset_names_the_nearest() -> None:

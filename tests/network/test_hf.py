@@ -138,6 +138,11 @@ def test_config_of_transformers_4_is_read() -> None:
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "alpha": 8.0}}, "alpha"),
         ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         ({"vocab_size": None}, "vocab_size must be an integer, found None"),
+        ({"vocab_size": 0}, r"cannot be: vocab_size is 0: input should be greater than or equal to 1\.$"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 0.5}},
+            r"cannot be: factor is 0\.5: input should be .*1\.$",
+        ),
     ],
 )
 def test_what_we_cannot_compute_is_refused(change: dict[str, Any], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from flows.recipe import Recipe, load_plan, preset_names
-from flows.servers.deployments import WORK_POOL, prefect_yaml
+from flows.servers.deployments import WORK_POOL, prefect_yaml, recipe_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 KUBERNETES = ROOT / "deployments" / "kubernetes"
@@ -26,6 +26,34 @@ def test_a_deployment_gives_the_same_recipe_as_its_preset(name: str) -> None:
     deployments = yaml.safe_load(prefect_yaml())["deployments"]
     parameters = next(d for d in deployments if d["name"] == name)["parameters"]
     assert Recipe.model_validate(parameters["recipe"]) == load_plan(name).recipe
+
+
+@pytest.mark.parametrize(
+    ("preset", "settings"),
+    [
+        *((name, []) for name in preset_names()),
+        ("demo", ["dpo.optimizer.kind=muon", "sft.optimizer.weight_decay=0.1", "fp4.method=nearest"]),
+        ("demo", ["pretrain.optimizer.momentum=0.95", "pretrain.model.rope_scaling.kind=yarn",
+                  "pretrain.model.rope_scaling.factor=4"]),
+    ],
+)  # fmt: skip
+def test_a_form_that_is_sent_as_it_opens_gives_the_same_recipe(preset: str, settings: list[str]) -> None:
+    """Stages share the types of their sections, but not the defaults: momentum is 0.9 in pretraining, 0.95 in type."""
+    recipe = load_plan(preset, settings).recipe
+    parameters = recipe_parameters(recipe)
+    schema = Recipe.model_json_schema(mode="validation")
+    assert opened(schema, schema["$defs"], parameters) == recipe.model_dump(mode="json")
+    assert Recipe.model_validate(parameters) == recipe
+
+
+def opened(schema: dict[str, Any], definitions: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """What Prefect's form holds: the default of a field that has no value, a section's if all of it has none."""
+    found = {}
+    for name, field in schema["properties"].items():
+        value = values.get(name, field["default"])
+        inside = definitions[field["$ref"].rsplit("/", 1)[-1]] if "$ref" in field else {}
+        found[name] = opened(inside, definitions, value) if "properties" in inside else value
+    return found
 
 
 def manifests() -> list[dict[str, Any]]:

@@ -357,6 +357,8 @@ def rope(**values: Any) -> dict[str, Any]:
         ({"model": {"hidden_size": 33}}, r"not a multiple of model\.num_heads"),
         ({"model": {"hidden_size": 33, "head_dim": 8, "qk_norm": False}}, r"not a multiple of model\.num_heads"),
         ({"model": {"num_heads": 4, "num_kv_heads": 3}}, r"num_heads \(4\) must be a multiple of num_kv_heads \(3\)"),
+        ({"model": {"head_dim": 15}}, r"model\.head_dim is 15, .* must be even"),
+        ({"model": {"hidden_size": 34}}, r"model\.head_dim is 17, .* must be even"),
         ({"optimizer": {"learning_rate": 0}}, "greater than 0"),
         (rope(kind="yarn"), r"kind 'yarn' and model\.rope_scaling\.factor 1 do not go together"),
         (rope(factor=4), r"kind 'default' and model\.rope_scaling\.factor 4 do not go together"),
