@@ -3,13 +3,14 @@
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 from flows.recipe import Recipe
 from flows.show.markdown import report_files
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.progress import console, format_seconds
-from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
+from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, hold_run, new_run_id, save_run
 from tasks.mechanism.stage import C, Input, Outcome, Stage, obtain
 from tasks.mechanism.store import Artifact, Store, explain_full_disk, now_utc
 from tasks.track import Tracker
@@ -33,6 +34,8 @@ class InProcess:
             sources=dict(sources),
         )
         self.tracker.begin(self.record)
+        self._alive = ExitStack()
+        self._alive.enter_context(hold_run(self.store, self.record))
         save_run(self.store, self.record)
 
     def __call__(self, stage: Stage[C], config: C, label: str = "", /, **inputs: Input) -> Artifact:
@@ -57,6 +60,7 @@ class InProcess:
                 self.tracker.attach(name, data)
         except OSError as failure:  # a full disk: that the record stays open must not hide why the run ended
             console.print(f"The record of {self.record.run_id} could not be closed: {failure}.", markup=False)
+        self._alive.close()
         self.tracker.finish(self.record, status)
 
     def _write_down(self, outcome: Outcome) -> None:

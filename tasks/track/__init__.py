@@ -7,8 +7,9 @@ person would look for the run there; one that goes away later is caught up with,
 from typing import Literal, Protocol
 
 from tasks.mechanism.execution import NO_TRACKING, Execution
+from tasks.mechanism.observe import Reporter, Silent
 from tasks.mechanism.runs import RunRecord, Status
-from tasks.mechanism.stage import Observer, Outcome, Silent
+from tasks.mechanism.stage import Outcome
 
 __all__ = ["Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
 
@@ -21,7 +22,7 @@ class Tracker(Protocol):
     def begin(self, record: RunRecord) -> None:
         """The run starts; the tracker writes its own id of it into `record.tracking_run_id`."""
 
-    def stage_observer(self, label: str) -> Observer:
+    def stage_observer(self, label: str) -> Reporter:
         """Who watches the stage that is about to be built."""
 
     def stage_finished(self, outcome: Outcome) -> None:
@@ -43,7 +44,7 @@ class Untracked:
     def begin(self, record: RunRecord) -> None:
         """Ignore it."""
 
-    def stage_observer(self, label: str) -> Observer:
+    def stage_observer(self, label: str) -> Reporter:
         """Nobody watches."""
         return Silent()
 

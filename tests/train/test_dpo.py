@@ -14,7 +14,8 @@ from model.training.optim import OptimizerSettings
 from model.training.parallel import Placement, place
 from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.stage import Artifact, Silent, StageRun, build, obtain
+from tasks.mechanism.observe import Silent
+from tasks.mechanism.stage import Artifact, StageRun, build, obtain
 from tasks.mechanism.store import Store
 from tasks.models.folder import load_model
 from tasks.train.dpo import DpoConfig, dpo, dpo_job, encode_pairs, reference_log_probs
