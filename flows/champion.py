@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 from flows.graph import Incumbent, Products, Start
 from flows.recipe import Recipe
 from tasks.mechanism.runs import RunRecord
+from tasks.mechanism.stage import was_made_with
 from tasks.mechanism.store import Artifact, Manifest, Store, StoreDamage, now_utc, write_atomically
 from tasks.track import Role
 
@@ -80,8 +81,7 @@ def find_start(store: Store, recipe: Recipe) -> Start | None:
         )
 
     def model(tokens: Artifact) -> Artifact:
-        config = recipe.pretrain.model_dump(mode="json")
-        is_repeat = base.inputs["tokens"] == tokens.digest and base.config == config
+        is_repeat = base.inputs["tokens"] == tokens.digest and was_made_with(base, recipe.pretrain)
         return _open(store, base.inputs.get("start", base.digest) if is_repeat else base.digest, champion)
 
     return Start(_open(store, base.inputs["tokenizer"], champion), model)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from tasks.mechanism.execution import Execution, arrange_form
 from tasks.mechanism.identity import changed_fields, code_digest, stage_key
@@ -162,6 +162,14 @@ class Outcome:
 def curve_path(store: Store, stage_name: str, key: str) -> Path:
     """Where the curves of a built stage lie: one JSON object a line, `step` and the logged values."""
     return store.keys / stage_name / f"{key}.curve.jsonl"
+
+
+def was_made_with(manifest: Manifest, config: StageConfig) -> bool:
+    """Whether the artifact was made with this config; a field that was added since had its default."""
+    try:
+        return type(config).model_validate(manifest.config) == config
+    except ValidationError:
+        return False
 
 
 def lookup(store: Store, stage: Stage[Any], config: StageConfig, inputs: Mapping[str, Input]) -> Outcome | str:

@@ -13,7 +13,8 @@ from pydantic import BaseModel, Field
 from pydantic.dataclasses import dataclass
 
 from tasks.mechanism.identity import changed_fields, default_fields, stage_key
-from tasks.mechanism.stage import Stage, StageConfig
+from tasks.mechanism.stage import Stage, StageConfig, was_made_with
+from tasks.mechanism.store import Manifest
 from tests.helpers.defaults import ROOT, TABLE, all_stages, changed_defaults, main, table_of
 
 COMMAND = "python -m tests.helpers.defaults"
@@ -158,6 +159,34 @@ def test_sections_of_two_classes_never_share_a_key() -> None:
 
     keys = {key(Choice()), key(Choice(kind=Kind())), key(Choice(kind=Other())), key(Choice(kind=Other(rate=1)))}
     assert len(keys) == 4
+
+
+def test_a_manifest_from_before_a_field_was_added_is_of_the_same_config() -> None:
+    """Read as a person would: what the config did not have then was as it is by default now."""
+    old = Before(name="x", inner=Inner(rate=2), parts=(Inner(),))
+    manifest = Manifest(
+        stage="a",
+        label="a",
+        version=1,
+        key=key(old),
+        digest="",
+        config=old.model_dump(mode="json"),
+        inputs={},
+        code_digest="",
+        metrics={},
+        seconds=0,
+        cpu_seconds=0,
+        input_bytes=0,
+        size_bytes=0,
+        created="",
+        environment={},
+    )
+    same = After(name="x", inner=InnerAfter(rate=2), parts=(Inner(),))
+    assert was_made_with(manifest, old)
+    assert was_made_with(manifest, After(name="x", inner=Inner(rate=2), parts=(Inner(),)))
+    assert not was_made_with(manifest, After(name="x", inner=Inner(rate=2), parts=(Inner(),), size=9))
+    assert not was_made_with(manifest, Inner())
+    assert key(same) == manifest.key
 
 
 def test_a_field_without_a_default_always_enters() -> None:
