@@ -14,6 +14,7 @@ from flows.recipe import Recipe
 from tasks.evaluation.evaluate import evaluation_label
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, artifact_of, find_run, list_runs
+from tasks.mechanism.stage import was_made_with
 from tasks.mechanism.store import Artifact, Manifest, Store, StoreDamage, now_utc, write_atomically
 from tasks.track import Role, assign_role
 
@@ -95,8 +96,7 @@ def find_start(store: Store, recipe: Recipe) -> Start | None:
         )
 
     def model(tokens: Artifact) -> Artifact:
-        config = recipe.pretrain.model_dump(mode="json")
-        is_repeat = base.inputs["tokens"] == tokens.digest and base.config == config
+        is_repeat = base.inputs["tokens"] == tokens.digest and was_made_with(base, recipe.pretrain)
         return _open(store, base.inputs.get("start", base.digest) if is_repeat else base.digest, champion)
 
     return Start(_open(store, base.inputs["tokenizer"], champion), model)

@@ -1,5 +1,9 @@
-"""Free the disk of what no kept run and no champion needs: objects, manifests, shard results, index, scratch."""
+"""Free the disk of what no kept run and no champion needs: objects, manifests, shard results, index, scratch.
 
+It may be run while runs go on, however many were started since: what a living run has, builds or downloads stays.
+"""
+
+import math
 import os
 import shutil
 import stat
@@ -7,10 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from flows.champion import Champion
-from tasks.mechanism.runs import list_runs, run_folder
+from tasks.mechanism.runs import RunRecord, is_alive, list_runs, run_folder
 from tasks.mechanism.store import Manifest, Store
 from tasks.text.dedup.dedup import index_folder
 from tasks.text.dedup.index import unclaimed
@@ -35,17 +40,27 @@ class Garbage:
 
 
 def find_garbage(store: Store, keep_runs: int) -> Garbage:
-    """Everything that is reachable neither from the latest `keep_runs` runs, through their inputs, nor a champion."""
-    runs = list_runs(store)
-    kept_runs = runs[len(runs) - keep_runs :] if keep_runs else []
+    """Everything that is reachable neither from a kept run, through its inputs, nor from a champion.
+
+    Kept are the latest `keep_runs` runs and all that are alive.
+    """
+    # An artifact appears as an object first, then in a manifest (till then its builder holds a lock), then in the run's
+    # record. Looked at in this order, one that is on its way is seen in one place at least.
+    published = [path.name for path in sorted(store.objects.glob("*"))]
+    is_busy = store.is_busy()
     manifests = store.manifests()
+    runs = list_runs(store)
+    alive = [run for run in runs if is_alive(store, run)]
+    kept_runs = [*alive, *(run for run in runs[max(0, len(runs) - keep_runs) :] if run not in alive)]
     roots = {record.digest for run in kept_runs for record in run.stages} | _champion_digests(store)
+    roots |= _arrived(store, manifests, alive)
     live = _reachable(roots, manifests)
     kept_keys = {(record.stage, record.key) for run in kept_runs for record in run.stages}
     dead = [m for m in manifests if m.digest not in live and (m.stage, m.key) not in kept_keys]
-    objects = [path.name for path in sorted(store.objects.glob("*")) if path.name not in live]
+    unexplained = set(published) - {m.digest for m in manifests} if is_busy else set()
+    objects = [name for name in published if name not in live | unexplained]
     kept_ids = {run.run_id for run in kept_runs}
-    finished = [r.run_id for r in runs if r.run_id not in kept_ids and r.status != "running"]
+    finished = [run.run_id for run in runs if run.run_id not in kept_ids]
     unfinished = sorted((store.home / "scratch").glob("*/*"))
     scratch = [path for path in unfinished if not _is_locked(store, path)]
     index = _unclaimed_index(store, {m.key for m in dead})
@@ -73,6 +88,18 @@ def collect(store: Store, garbage: Garbage) -> None:
                 _remove(path)
     for run_id in garbage.runs:
         (run_folder(store) / f"{run_id}.json").unlink(missing_ok=True)
+        store.unlock("run", run_id)
+
+
+def _arrived(store: Store, manifests: Iterable[Manifest], alive: Iterable[RunRecord]) -> set[str]:
+    """What came since the first of the living runs began: one of them may be about to write it into its record."""
+    since = min((datetime.fromisoformat(run.started).timestamp() for run in alive), default=math.inf)
+    found = set()
+    for manifest in manifests:
+        with suppress(FileNotFoundError):
+            if store.manifest_path(manifest.stage, manifest.key).stat().st_mtime >= since:
+                found.add(manifest.digest)
+    return found
 
 
 def _champion_digests(store: Store) -> set[str]:

@@ -13,33 +13,10 @@ from prefect.client.schemas.actions import ArtifactUpdate
 from prefect.logging import get_run_logger
 
 from flows.show.markdown import loss_markdown
-from tasks.mechanism.progress import format_count, format_seconds
-from tasks.mechanism.stage import Observer
+from tasks.mechanism.progress import Progress, format_count, format_seconds
 
 PROGRESS_INTERVAL_S = 3.0
 CURVE_INTERVAL_S = 15.0
-
-
-class Together:
-    """Several observers of one stage."""
-
-    def __init__(self, *observers: Observer) -> None:
-        self._observers = observers
-
-    def point(self, step: int, values: Mapping[str, float]) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.point(step, values)
-
-    def said(self, text: str) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.said(text)
-
-    def progressed(self, description: str, done: float, total: float, rate: float) -> None:
-        """Tell all."""
-        for observer in self._observers:
-            observer.progressed(description, done, total, rate)
 
 
 class PrefectObserver:
@@ -65,7 +42,13 @@ class PrefectObserver:
         if self._thread:
             self._thread.shutdown(wait=error is None, cancel_futures=error is not None)
 
-    def point(self, step: int, values: Mapping[str, float]) -> None:
+    def metric(self, name: str, value: float) -> None:
+        """Final figures are shown when the stage has ended."""
+
+    def rewind(self, step: int) -> None:
+        """Steps that are taken again are drawn again."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """All curves go to MLflow; that of the loss is also drawn here now and then."""
         if "loss" not in values:
             return
@@ -75,20 +58,22 @@ class PrefectObserver:
             self._curve_shown = now
             self.show_figures(loss_markdown(self._label, self._curve))
 
-    def said(self, text: str) -> None:
+    def say(self, text: str) -> None:
         """Lines for people go to the flow run's log."""
         self._logger.info("%s: %s", self._label, text)
 
-    def progressed(self, description: str, done: float, total: float, rate: float) -> None:
+    def progress(self, description: str, total: float, unit: str) -> "TaskRunProgress":
+        """Show it on the page, in the thread that talks to the server."""
+        return TaskRunProgress(description, total, unit, self._show)
+
+    def _show(self, bar: Progress) -> None:
         """Show it now and then, and always when it is done; skip it while the last one is still on its way."""
-        is_over = done >= total
+        is_over = bar.done >= bar.total
         now = time.monotonic()
         if not is_over and (now - self._last < PROGRESS_INTERVAL_S or self._is_sending):
             return
         self._last = now
-        text = _words(self._label, description, done, total, rate)
-        share = 100.0 * min(1.0, done / total) if total else 100.0
-        self._send(self._show_progress, description, share, text)
+        self._send(self._show_progress, bar.description, min(100.0, bar.percent), _words(self._label, bar))
 
     def show_figures(self, markdown: str) -> None:
         """Show this in place of the figures shown before; "" shows none."""
@@ -130,6 +115,29 @@ def _created(artifact: object) -> UUID:
     return artifact
 
 
-def _words(label: str, description: str, done: float, total: float, rate: float) -> str:
-    left = format_seconds((total - done) / rate) if rate > 0 else "?"
-    return f"{label}: {description}, {format_count(done)} of {format_count(total)}, {format_count(rate)}/s, {left} left"
+def _words(label: str, bar: Progress) -> str:
+    left = format_seconds(bar.seconds_left) if bar.rate > 0 else "?"
+    counted = f"{format_count(bar.done)} of {format_count(bar.total)}, {format_count(bar.rate)}/s"
+    return f"{label}: {bar.description}, {counted}, {left} left"
+
+
+class TaskRunProgress(Progress):
+    """Progress that is shown on a task run's page."""
+
+    def __init__(self, description: str, total: float, unit: str, show: Callable[[Progress], None]) -> None:
+        super().__init__(description, total, unit)
+        self._show = show
+        self._shown = self._started
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._show(self)
+
+    def advance(self, amount: float) -> None:
+        """Count `amount` more units as done; the page is told about once a second."""
+        super().advance(amount)
+        now = time.monotonic()
+        if now - self._shown >= 1.0:
+            self._shown = now
+            self._show(self)

@@ -17,13 +17,14 @@ from prefect.states import Completed
 
 from flows.addresses import live_addresses
 from flows.champion import describe_start
-from flows.observers import PrefectObserver, Together
+from flows.observers import PrefectObserver
 from flows.plan import make_plan, plan_markdown
 from flows.recipe import Recipe
 from flows.run import InProcess, execute
 from flows.show.markdown import report_files, stage_markdown, summary_markdown
 from flows.show.summary import summarise
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.observe import Together
 from tasks.mechanism.progress import format_seconds
 from tasks.mechanism.runs import RunRecord, Status
 from tasks.mechanism.stage import Input, Outcome, Stage, lookup, obtain

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any, Literal
 
 from flows.champion import find_start, incumbent_of, promote, role_of
@@ -10,7 +11,7 @@ from flows.graph import ROLES, Prepared, Products, Sources, forms, prepare, trai
 from flows.recipe import Recipe
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.progress import console, format_seconds
-from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
+from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, hold_run, new_run_id, save_run
 from tasks.mechanism.stage import C, Input, Outcome, Stage, obtain
 from tasks.mechanism.store import Artifact, Store, explain_full_disk, now_utc
 from tasks.text.source import resolve_source
@@ -42,6 +43,8 @@ class InProcess:
             roles=dict(ROLES),
         )
         self.tracker.begin(self.record)
+        self._alive = ExitStack()
+        self._alive.enter_context(hold_run(self.store, self.record))
         save_run(self.store, self.record)
 
     def __call__(self, stage: Stage[C], config: C, label: str = "", /, **inputs: Input) -> Artifact:
@@ -64,6 +67,7 @@ class InProcess:
             end_run(self.store, self.record, status, error)
         except OSError as failure:  # a full disk: that the record stays open must not hide why the run ended
             console.print(f"The record of {self.record.run_id} could not be closed: {failure}.", markup=False)
+        self._alive.close()
         self.tracker.finish(self.record, status)
 
     def _write_down(self, outcome: Outcome) -> None:

@@ -6,6 +6,7 @@ Given the same seed it takes the same steps after any interruption; a step that 
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, Protocol
@@ -30,6 +31,16 @@ Summarise = Callable[[Mapping[str, float]], dict[str, float]]
 """From the sums of an objective to figures that people read, such as loss or bits per byte."""
 
 
+class Bar(Protocol):
+    """How far training has come, in tokens."""
+
+    def advance(self, amount: float) -> None:
+        """Count more tokens as trained on."""
+
+    def resume_at(self, done: float) -> None:
+        """Say how many an earlier run had trained on."""
+
+
 class Reporter(Protocol):
     """Who is told how training goes."""
 
@@ -42,24 +53,8 @@ class Reporter(Protocol):
     def say(self, text: str) -> None:
         """One line for people."""
 
-    def advance(self, step: int, tokens: float) -> None:
-        """Step number `step` (from 1) is done; it trained on `tokens` tokens."""
-
-
-class Silent:
-    """The reporter of all processes but the first."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Say nothing."""
-
-    def rewind(self, step: int) -> None:
-        """Say nothing."""
-
-    def say(self, text: str) -> None:
-        """Say nothing."""
-
-    def advance(self, step: int, tokens: float) -> None:
-        """Say nothing."""
+    def progress(self, description: str, total: float, unit: str) -> AbstractContextManager[Bar]:
+        """Training begins."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +90,14 @@ class Trainer:
         settings: LoopSettings,
         checkpoints: Checkpoints,
         reporter: Reporter,
+        tokens: float,
         micro_batch_tokens: int,
         meter: Meter,
     ) -> None:
         self._parallel, self._batches, self._validation = parallel, batches, validation
         self._steps, self._schedule, self._settings = steps, schedule, settings
         self._summarise, self._checkpoints = summarise, checkpoints
-        self._reporter = reporter if parallel.rank == 0 else Silent()
+        self._reporter, self._tokens = reporter, tokens
         self._meter = meter
         self._micro_items = max(1, micro_batch_tokens // batches.item_tokens)
         self._progress = _Progress()
@@ -116,6 +112,10 @@ class Trainer:
             ValueError: three divergences in a row, or a batch that cannot be shared by the processes.
         """
         self._check_division()
+        with self._reporter.progress("train", self._tokens, "tokens") as self._bar:
+            return self._train()
+
+    def _train(self) -> dict[str, float]:
         self._restore()
         steps, progress = self._steps, self._progress
         if progress.step:
@@ -168,7 +168,7 @@ class Trainer:
             return None
         self._progress.losses = [*self._progress.losses[1 - HISTORY :], loss]
         tokens = self._batches.tokens(items)
-        self._reporter.advance(step + 1, tokens)
+        self._bar.advance(tokens)
         rate = next(group["lr"] for group in self._parallel.optimizer.param_groups if group["name"] == "matrix")
         seconds = time.perf_counter() - started
         figures |= {"learning_rate": rate, "grad_norm": norm, "tokens_per_s": tokens / seconds}
@@ -272,7 +272,7 @@ class Trainer:
         progress.averaged, progress.values = state["averaged"], dict(state["values"])
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
         self._reporter.rewind(progress.step - 1)
-        self._reporter.advance(progress.step, 0)
+        self._bar.resume_at(progress.step / max(self._steps, 1) * self._tokens)
         if progress.step:
             self._report()
 

@@ -1,6 +1,5 @@
 """Messages of conversations: roles, the layouts that files keep them in, and which go to validation."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,12 @@ import xxhash
 from numpy.typing import NDArray
 
 from tasks.mechanism.identity import canonical_json
-from tasks.text.bad_records import ErrorRecord
+from tasks.text.bad_records import ErrorRecord, errors_metadata
 from tasks.text.documents import ROW_GROUP_ROWS
 from tasks.text.readers.records import shown
 
 MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 MIN_VALIDATION = 32
-_ERRORS_KEY = "bessemer.errors"
 
 Messages = list[dict[str, str]]
 
@@ -117,11 +115,5 @@ def _first_hashes(hex_hashes: Sequence[str], share: float) -> NDArray[np.bool_]:
 
 def write_rows(rows: list[dict[str, Any]], errors: Sequence[ErrorRecord], schema: pa.Schema, output: Path) -> None:
     """Write one shard of rows; its unreadable records travel in the Parquet metadata, as it must be one file."""
-    metadata = {_ERRORS_KEY: canonical_json([list(error) for error in errors]).decode()}
-    table = pa.Table.from_pylist(rows, schema.with_metadata(metadata))
+    table = pa.Table.from_pylist(rows, schema.with_metadata(errors_metadata(errors)))
     pq.write_table(table, output, compression="zstd", row_group_size=ROW_GROUP_ROWS, write_statistics=False)
-
-
-def read_errors(shard: Path) -> list[ErrorRecord]:
-    """The unreadable records that a shard's metadata lists."""
-    return [ErrorRecord(*error) for error in json.loads(pq.read_metadata(shard).metadata[_ERRORS_KEY.encode()])]

@@ -1,7 +1,13 @@
-"""Who computes the shards: this process, other processes, a Dask or a Ray cluster, all with the same result."""
+"""Who computes the shards: this process, other processes, a Dask or a Ray cluster, all with the same result.
+
+A refusal, or Ctrl-C, ends the shards that are still being computed: nobody waits minutes for an answer that is known.
+It costs nothing but those shards, since what was finished is memoised and a result appears whole or not at all. Only
+what a worker of a Dask cluster that is not ours computes goes on to its end, unseen: Dask cannot end a thread.
+"""
 
 import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -19,7 +25,7 @@ MAX_WORKER_DEATHS = 3
 def compute_all(compute: Callable[[T], None], items: Sequence[T], execution: Execution, say: Say) -> Iterator[T]:
     """Call `compute` on each item wherever the execution says, yielding items as they are done.
 
-    A worker that is killed costs its item, which is computed again elsewhere.
+    A worker that is killed costs its item, which is computed again elsewhere. Whatever `compute` raises ends all items.
 
     Raises:
         RuntimeError: workers were killed MAX_WORKER_DEATHS times.
@@ -41,15 +47,17 @@ def _in_processes(compute: Callable[[T], None], items: Sequence[T], execution: E
     deaths = 0
     while left:
         workers = min(execution.workers, len(left))
-        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=die_with_parent)
+        # spawn: a forked child would inherit the locks of this process's threads, held for ever
+        pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_work)
         try:
-            with pool:
-                futures = {pool.submit(compute, item): item for item in left}
-                for future in as_completed(futures):
-                    future.result()
-                    left.remove(futures[future])
-                    yield futures[future]
+            futures = {pool.submit(compute, item): item for item in left}
+            for future in as_completed(futures):
+                future.result()
+                left.remove(futures[future])
+                yield futures[future]
+            pool.shutdown()
         except BrokenProcessPool as error:
+            pool.shutdown()
             deaths += 1
             if deaths >= MAX_WORKER_DEATHS:
                 raise RuntimeError(
@@ -58,8 +66,21 @@ def _in_processes(compute: Callable[[T], None], items: Sequence[T], execution: E
                 ) from error
             say(f"a worker was killed; {len(left)} shards are done again")
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            _end_work(pool)
             raise
+
+
+def _begin_work() -> None:
+    """First thing in a worker. Ctrl-C reaches it too, but who started it decides, and ends it."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _end_work(pool: ProcessPoolExecutor) -> None:
+    """Kill the workers: their results are not wanted any more."""
+    for worker in list((pool._processes or {}).values()):  # has a public name, kill_workers, from Python 3.14 on
+        worker.kill()
+    pool.shutdown(cancel_futures=True)
 
 
 def _on_dask(compute: Callable[[T], None], items: Sequence[T], execution: Execution) -> Iterator[T]:
@@ -68,11 +89,16 @@ def _on_dask(compute: Callable[[T], None], items: Sequence[T], execution: Execut
     from distributed import as_completed as dask_as_completed
 
     with _dask_cluster(execution, LocalCluster) as address, Client(address) as client:
-        futures = [client.submit(compute, item, pure=False, retries=MAX_WORKER_DEATHS) for item in items]
+        # No retries: those are for errors, and a refusal stays one. A shard whose worker was killed the scheduler gives
+        # to another by itself (distributed.scheduler.allowed-failures, 3).
+        futures = [client.submit(compute, item, pure=False) for item in items]
         places = {future.key: item for future, item in zip(futures, items)}
-        for future in dask_as_completed(futures):
-            future.result()
-            yield places[future.key]
+        try:
+            for future in dask_as_completed(futures):
+                future.result()
+                yield places[future.key]
+        finally:
+            client.cancel(futures, force=True)
 
 
 def _dask_cluster(execution: Execution, local_cluster: Any) -> Any:
@@ -102,10 +128,15 @@ def _on_ray(compute: Callable[[T], None], items: Sequence[T], execution: Executi
     try:
         task: Any = ray.remote(num_cpus=1, max_retries=MAX_WORKER_DEATHS)(_call)
         waiting = {task.remote(compute, item): item for item in items}
-        while waiting:
-            (done, *_), _ = ray.wait(list(waiting), num_returns=1)
-            ray.get(done)
-            yield waiting.pop(done)
+        try:
+            while waiting:
+                (done, *_), _ = ray.wait(list(waiting), num_returns=1)
+                item = waiting.pop(done)
+                ray.get(done)
+                yield item
+        finally:
+            for unfinished in waiting:
+                ray.cancel(unfinished, force=True)
     finally:
         if ours:
             ray.shutdown()

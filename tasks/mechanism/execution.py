@@ -17,16 +17,23 @@ class Execution(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
     home: Path = Field(
-        Path(".bessemer"), description="Folder that holds all state: artifacts, runs, tracking, servers."
+        Path(".bessemer"), description="Folder that holds all state: artifacts, run records, tracking, servers."
     )
     workers: int = Field(
-        os.cpu_count() or 1, ge=1, le=1024, description="Worker processes that share the shards of a data stage."
+        os.cpu_count() or 1, ge=1, le=1024, description="Worker processes over which a data stage's shards are mapped."
     )
-    threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="Threads of one training process.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of training and evaluation.")
-    processes: int = Field(1, ge=1, le=65536, description="Training processes, one per GPU, over all nodes.")
+    threads: int = Field(
+        os.cpu_count() or 1, ge=1, le=1024, description="Threads within one training process (intra-op parallelism)."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of training and evaluation; auto: CUDA if there is one."
+    )
+    processes: int = Field(
+        1, ge=1, le=65536, description="Training processes over all nodes (the world size), one per GPU."
+    )
     strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(
-        "ddp", description="How several training processes share the model."
+        "ddp",
+        description="Data parallelism of several processes: ddp replicates the model, fsdp2 and deepspeed shard it.",
     )
     launcher: Literal["torchrun", "ray"] = Field(
         "torchrun",
@@ -36,19 +43,20 @@ class Execution(BaseModel):
         "processes", description="What maps data stages over shards: this machine's processes, a Dask or a Ray cluster."
     )
     engine_address: str = Field(
-        "", description="Address of the Dask scheduler or Ray head; for data stages empty starts a local one."
+        "", description="Address of the Dask scheduler or Ray head; empty: a local cluster, for data stages only."
     )
     micro_batch_tokens: int = Field(
         4096,
         ge=128,
-        description="Tokens that one process takes through the model at once; a GPU takes far more than a CPU's 4096.",
+        description="Tokens of one micro-batch, one forward and backward pass of a process; a GPU takes far more than "
+        "a CPU's 4096.",
     )
     compile: Literal["no", "layers"] = Field(
         "no",
-        description="Whether torch.compile fuses the layers in training: for a GPU, and for more than minutes.",
+        description="Whether torch.compile compiles each layer in training: for a GPU, and for more than minutes.",
     )
     tracking_uri: str = Field(
-        "", description="MLflow server or database; empty: SQLite under the home folder; none: no tracking."
+        "", description="MLflow tracking URI; empty: SQLite under the home folder; none: no tracking."
     )
     mirror: str = Field(
         "", description="fsspec address of a store shared by several machines; empty: this machine only."

@@ -10,6 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
+
 from tasks.mechanism.store import write_atomically
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -114,6 +117,70 @@ def canonical_json(value: Any) -> bytes:
 
 
 def stage_key(stage: str, version: int, config: Mapping[str, Any], inputs: Mapping[str, str], code: str) -> str:
-    """The key of a stage call: equal keys promise equal bytes. `code` is "" for stages that are held dear."""
+    """The key of a stage call: equal keys promise equal bytes.
+
+    Args:
+        stage: the stage's name.
+        version: the stage's version; raised by hand when its results change.
+        config: the fields that differ from their defaults (`changed_fields`).
+        inputs: content digest of each input, by its name.
+        code: the stage's code digest; "" for stages that rerun on a new version only.
+    """
     payload = {"stage": stage, "version": version, "config": config, "inputs": inputs, "code": code}
     return hashlib.sha256(canonical_json(payload)).hexdigest()
+
+
+def changed_fields(config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from their defaults, as JSON values; in sections of it likewise.
+
+    Only these enter a key, so that a new field with a neutral default moves none. A section is compared with the
+    section that the config itself has by default, not with the section's own class: a training stage may have another
+    usual learning rate than the optimizer has. A field without a default always enters.
+    """
+    return _changes(_values(config), default_fields(type(config)))
+
+
+def default_fields(kind: type[Any]) -> dict[str, Any]:
+    """The defaults of a config class, or of a section's, by field; a field without one is left out."""
+    usual = {name: field for name, field in _declared(kind).items() if not field.is_required()}
+    return {name: field.get_default(call_default_factory=True) for name, field in usual.items()}
+
+
+def _changes(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if name not in defaults:
+            found[name] = _written(value)
+        elif _is_section(value) and type(value) is type(defaults[name]):
+            changes = _changes(_values(value), _values(defaults[name]))
+            found |= {name: changes} if changes else {}
+        elif _written(value) != _written(defaults[name]):  # as numbers: an integer default of a float field is equal
+            found[name] = _written(value)
+    return found
+
+
+def _written(value: Any) -> Any:
+    """A value as it stands in a key. Sections in a list, or of another class than the default, name their class: of two
+    classes with their own defaults nothing else would tell them apart."""
+    if _is_section(value):
+        return [type(value).__name__, changed_fields(value)]
+    if isinstance(value, list | tuple):
+        return [_written(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(name): _written(item) for name, item in value.items()}
+    if isinstance(value, set | frozenset):  # their order differs from process to process
+        return sorted((_written(item) for item in value), key=canonical_json)
+    return to_jsonable_python(value)
+
+
+def _is_section(value: Any) -> bool:
+    return hasattr(type(value), "__pydantic_fields__")  # a model, or one of model/'s dataclasses
+
+
+def _declared(kind: type[Any]) -> Mapping[str, FieldInfo]:
+    declared: Mapping[str, FieldInfo] = kind.__pydantic_fields__
+    return declared
+
+
+def _values(section: Any) -> dict[str, Any]:
+    return {name: getattr(section, name) for name in _declared(type(section))}

@@ -2,7 +2,6 @@
 
 import shutil
 from pathlib import Path
-from uuid import uuid4
 
 import fsspec
 
@@ -65,18 +64,26 @@ class Mirror:
         return manifest
 
     def _bring_object(self, store: Store, digest: str) -> bool:
-        """Download to one side, and publish only what has the digest that was asked for."""
-        aside = store.home / "scratch" / "mirror" / uuid4().hex
+        """Download to one side, and publish only what has the digest that was asked for.
+
+        Under a lock: gc removes unfinished work that nobody holds, and two stages that need the same bytes take turns.
+        """
+        with store.lock("mirror", digest):
+            aside = store.scratch("mirror", digest)
+            shutil.rmtree(aside)  # what a download that was cut off left
+            intact = self._download(digest, aside) and digest_directory(aside)[0] == digest
+            if intact:
+                store.publish(aside)
+            shutil.rmtree(aside, ignore_errors=True)
+        return intact
+
+    def _download(self, digest: str, folder: Path) -> bool:
+        """Whether there was something, and all of it belongs into the folder: a name may not lead out of it."""
         source = f"{self.root}/objects/{digest}"
         for name in self.files.find(source):
-            relative = name.rpartition(f"objects/{digest}/")[2]
-            target = aside / relative
-            if not target.resolve().is_relative_to(aside.resolve()):
+            target = folder / name.rpartition(f"objects/{digest}/")[2]
+            if not target.resolve().is_relative_to(folder.resolve()):
                 return False
             target.parent.mkdir(parents=True, exist_ok=True)
             self.files.get_file(name, str(target))
-        intact = Path(aside).is_dir() and digest_directory(aside)[0] == digest
-        if intact:
-            store.publish(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-        return intact
+        return folder.is_dir()

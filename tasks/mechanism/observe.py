@@ -1,32 +1,62 @@
-"""What a training job is given, wherever it runs: the stage's own run, or a child's stand-in for it.
+"""Reporting: the one protocol by which work says how it goes, and who serves it.
 
-A child's calls become lines of a file, which its parent reads and turns back into calls.
+A stage's run, a training child's stand-in for it, Prefect's page and MLflow's curves are told the same things by the
+same calls. None of them can influence the result. A child's calls become lines of a file, which its parent reads and
+turns back into calls.
 """
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.progress import Progress
 
 EVENTS_FILE = "events.jsonl"
 
 
 class Bar(Protocol):
-    """A progress bar."""
+    """How far a long step has come; a context, since it ends with the step."""
+
+    def __enter__(self) -> Self:
+        """The step begins."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None, /
+    ) -> None:
+        """The step ended, well or not."""
 
     def advance(self, amount: float) -> None:
-        """Count more units as done."""
+        """Count `amount` more units as done."""
 
     def resume_at(self, done: float) -> None:
-        """Say how much an earlier run had done."""
+        """Say that an earlier run had done `done` units; they count for the share, not for the rate."""
 
 
-class TrainingRun(Protocol):
-    """What a training job is given: the stage's run itself, or a child's stand-in for it."""
+class Reporter(Protocol):
+    """Who is told how work goes."""
+
+    def metric(self, name: str, value: float) -> None:
+        """A final figure; of one name the last counts."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """A point of the curves."""
+
+    def rewind(self, step: int) -> None:
+        """Points after `step` are void: they will be logged again."""
+
+    def say(self, text: str) -> None:
+        """One line for people."""
+
+    def progress(self, description: str, total: float, unit: str) -> Bar:
+        """A step of `total` units begins."""
+
+
+class TrainingRun(Reporter, Protocol):
+    """What a training job is given: whom it reports to, and where it works."""
 
     @property
     def out(self) -> Path:
@@ -40,20 +70,84 @@ class TrainingRun(Protocol):
     def execution(self) -> Execution:
         """Where and how fast."""
 
+
+class Silent:
+    """A reporter that lets everything pass: all training processes but the first, and a stage that nobody watches."""
+
     def metric(self, name: str, value: float) -> None:
-        """A final figure."""
+        """Ignore it."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of the curves."""
+        """Ignore it."""
 
     def rewind(self, step: int) -> None:
-        """Points after `step` are void."""
+        """Ignore it."""
 
     def say(self, text: str) -> None:
-        """One line for people."""
+        """Ignore it."""
 
-    def progress(self, description: str, total: float, unit: str) -> AbstractContextManager[Bar]:
-        """A progress bar."""
+    def progress(self, description: str, total: float, unit: str) -> Progress:
+        """Count, and show nobody."""
+        return Progress(description, total, unit)
+
+
+class Together:
+    """Several reporters of one stage, told in order."""
+
+    def __init__(self, *reporters: Reporter) -> None:
+        self._reporters = reporters
+
+    def metric(self, name: str, value: float) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.metric(name, value)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.log(step, values)
+
+    def rewind(self, step: int) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.rewind(step)
+
+    def say(self, text: str) -> None:
+        """Tell all."""
+        for reporter in self._reporters:
+            reporter.say(text)
+
+    def progress(self, description: str, total: float, unit: str) -> "Bars":
+        """Tell all."""
+        return Bars([reporter.progress(description, total, unit) for reporter in self._reporters])
+
+
+class Bars:
+    """Several bars of one step."""
+
+    def __init__(self, bars: Sequence[Bar]) -> None:
+        self._bars = bars
+        self._open = ExitStack()
+
+    def __enter__(self) -> Self:
+        for bar in self._bars:
+            self._open.enter_context(bar)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
+
+    def advance(self, amount: float) -> None:
+        """Move all."""
+        for bar in self._bars:
+            bar.advance(amount)
+
+    def resume_at(self, done: float) -> None:
+        """Move all."""
+        for bar in self._bars:
+            bar.resume_at(done)
 
 
 class EventReader:
@@ -75,11 +169,10 @@ class EventReader:
 
 
 class Relay:
-    """Turns events back into calls."""
+    """Turns a child's events back into calls."""
 
-    def __init__(self, run: TrainingRun) -> None:
-        self._run = run
-        self._open: AbstractContextManager[Bar] | None = None
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
         self._bar: Bar | None = None
         self.refusal = ""
         self.crash = ""
@@ -89,11 +182,10 @@ class Relay:
         """Carry out one event."""
         kind, values = event["event"], event["values"]
         if kind in ("metric", "log", "rewind", "say"):
-            getattr(self._run, kind)(*values)
+            getattr(self._reporter, kind)(*values)
         elif kind == "progress":
             self.close()
-            self._open = self._run.progress(*values)
-            self._bar = self._open.__enter__()
+            self._bar = self._reporter.progress(*values).__enter__()
         elif kind in ("advance", "resume_at") and self._bar is not None:
             getattr(self._bar, kind)(*values)
         elif kind == "refused":
@@ -105,9 +197,9 @@ class Relay:
 
     def close(self) -> None:
         """End the progress bar."""
-        if self._open is not None:
-            self._open.__exit__(None, None, None)
-        self._open = self._bar = None
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+        self._bar = None
 
 
 class ChildRun:
@@ -122,23 +214,23 @@ class ChildRun:
         self._events.write(json.dumps({"event": event, "values": values}) + "\n")
 
     def metric(self, name: str, value: float) -> None:
-        """See TrainingRun."""
+        """See Reporter."""
         self.send("metric", name, value)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """See TrainingRun."""
+        """See Reporter."""
         self.send("log", step, dict(values))
 
     def rewind(self, step: int) -> None:
-        """See TrainingRun."""
+        """See Reporter."""
         self.send("rewind", step)
 
     def say(self, text: str) -> None:
-        """See TrainingRun."""
+        """See Reporter."""
         self.send("say", text)
 
     def progress(self, description: str, total: float, unit: str) -> "ChildBar":
-        """See TrainingRun."""
+        """See Reporter."""
         self.send("progress", description, total, unit)
         return ChildBar(self)
 
@@ -149,7 +241,7 @@ class ChildBar:
     def __init__(self, run: ChildRun) -> None:
         self._run = run
 
-    def __enter__(self) -> "ChildBar":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

@@ -1,21 +1,18 @@
-"""Progress bars with rate and time left: live on a terminal, a line every ten seconds in a log."""
+"""How far a long step has come, with rate and time left: live on a terminal, a line every ten seconds in a log."""
 
 import sys
 import time
-from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-LINE_INTERVAL_S = 10.0
+LINE_INTERVAL_S = 10.0  # a log of an hour's stage stays within a few screens
 _SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-ProgressListener = Callable[[str, float, float, float], None]
-"""Called with (description, done, total, units per second) about once a second."""
 
 
 def format_count(value: float) -> str:
@@ -39,17 +36,63 @@ def format_seconds(seconds: float) -> str:
 
 
 class Progress:
-    """One long step: `with run.progress("encode", total, "bytes") as bar: bar.advance(n)`."""
+    """Counts one long step and shows nothing; what shows it is a subclass."""
 
-    def __init__(self, description: str, total: float, unit: str, listener: ProgressListener | None = None) -> None:
+    def __init__(self, description: str, total: float, unit: str) -> None:
         self.description, self.total, self.unit = description, total, unit
         self.done = 0.0
-        self._started = self._last_line = self._last_told = time.monotonic()
+        self._started = time.monotonic()
         self._already_done = 0.0
-        self._listener = listener
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Nothing to close."""
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the start, not counting what was done before it."""
+        return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)
+
+    @property
+    def seconds_left(self) -> float:
+        """At the rate so far; infinite while nothing is done."""
+        return (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
+
+    @property
+    def percent(self) -> float:
+        """Of the total; all of nothing is 100."""
+        return 100 * self.done / self.total if self.total else 100.0
+
+    def resume_at(self, done: float) -> None:
+        """Say that `done` units were finished by an earlier run; they count for the bar, not for the rate."""
+        self._already_done = self.done = done
+
+    def advance(self, amount: float) -> None:
+        """Count `amount` more units as done."""
+        self.done += amount
+
+    def line(self) -> str:
+        """One line: share, count, rate and time left."""
+        left = format_seconds(self.seconds_left) if self.seconds_left != float("inf") else "?"
+        return (
+            f"{self.description}: {self.percent:.0f}% of {format_count(self.total)} {self.unit}, "
+            f"{format_count(self.rate)} {self.unit}/s, {left} left"
+        )
+
+
+class ConsoleProgress(Progress):
+    """Progress as a person at the terminal, or a reader of its log, sees it."""
+
+    def __init__(self, description: str, total: float, unit: str) -> None:
+        super().__init__(description, total, unit)
+        self._last_line = self._started
         self._bar = _live_bar() if sys.stderr.isatty() else None
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> Self:
         if self._bar:
             self._bar.start()
             self._task = self._bar.add_task(self.description, total=self.total, speed="")
@@ -60,40 +103,15 @@ class Progress:
     ) -> None:
         if self._bar:
             self._bar.stop()
-        if self._listener:
-            self._listener(self.description, self.done, self.total, self.rate)
-
-    @property
-    def rate(self) -> float:
-        """Units per second since the start, not counting what was done before it."""
-        return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)
-
-    def resume_at(self, done: float) -> None:
-        """Say that `done` units were finished by an earlier run; they count for the bar, not for the rate."""
-        self._already_done = self.done = done
 
     def advance(self, amount: float) -> None:
         """Count `amount` more units as done, and show it now and then."""
-        self.done += amount
-        now = time.monotonic()
+        super().advance(amount)
         if self._bar:
             self._bar.update(self._task, completed=self.done, speed=f"{format_count(self.rate)} {self.unit}/s")
-        elif now - self._last_line >= LINE_INTERVAL_S:
-            self._last_line = now
+        elif time.monotonic() - self._last_line >= LINE_INTERVAL_S:
+            self._last_line = time.monotonic()
             console.print(f"  {self.line()}")
-        if self._listener and now - self._last_told >= 1.0:
-            self._last_told = now
-            self._listener(self.description, self.done, self.total, self.rate)
-
-    def line(self) -> str:
-        """One line: share, count, rate and time left."""
-        left = (self.total - self.done) / self.rate if self.rate > 0 else float("inf")
-        share = 100 * self.done / self.total if self.total else 100.0
-        left_text = format_seconds(left) if left != float("inf") else "?"
-        return (
-            f"{self.description}: {share:.0f}% of {format_count(self.total)} {self.unit}, "
-            f"{format_count(self.rate)} {self.unit}/s, {left_text} left"
-        )
 
 
 def _live_bar() -> RichProgress:

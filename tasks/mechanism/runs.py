@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -68,6 +69,16 @@ def new_run_id(name: str) -> str:
 def run_folder(store: Store) -> Path:
     """Where run records lie."""
     return store.home / "runs"
+
+
+def hold_run(store: Store, record: RunRecord) -> AbstractContextManager[None]:
+    """Say that the run's process lives, as long as the context is open; the kernel ends it however the process dies."""
+    return store.lock("run", record.run_id)
+
+
+def is_alive(store: Store, record: RunRecord) -> bool:
+    """Whether the run goes on. A record alone cannot tell: that of a run whose process died says running for ever."""
+    return record.status == "running" and store.is_locked("run", record.run_id)
 
 
 def save_run(store: Store, record: RunRecord) -> None:

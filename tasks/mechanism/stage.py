@@ -1,23 +1,22 @@
 """A stage: a named, versioned function from artifacts to an artifact, built once per key and served ever after."""
 
 import json
-import os
-import platform
 import resource
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_type_hints
 
+from pydantic import ValidationError
+
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.identity import code_digest, stage_key
+from tasks.mechanism.identity import changed_fields, code_digest, stage_key
+from tasks.mechanism.machine import environment
 from tasks.mechanism.mirror import Mirror
-from tasks.mechanism.progress import Progress, console
+from tasks.mechanism.observe import Bars, Reporter, Silent
+from tasks.mechanism.progress import ConsoleProgress, console
 from tasks.mechanism.sections import Sections
 from tasks.mechanism.store import (
     Artifact,
@@ -29,7 +28,7 @@ from tasks.mechanism.store import (
     now_utc,
 )
 
-__all__ = ["Artifact", "Input", "Observer", "Outcome", "Runner", "Stage", "StageConfig", "StageRun", "build", "stage"]
+__all__ = ["Artifact", "Input", "Outcome", "Runner", "Stage", "StageConfig", "StageRun", "build", "stage"]
 
 Rebuild = Literal["on-code-change", "on-version"]
 
@@ -53,32 +52,6 @@ class Input(Protocol):
         """How much there is to read, for forecasts."""
 
 
-class Observer(Protocol):
-    """Whoever watches a stage being built: tracking, an orchestrator, a test. It cannot influence the result."""
-
-    def point(self, step: int, values: Mapping[str, float]) -> None:
-        """A point of a curve was logged."""
-
-    def said(self, text: str) -> None:
-        """The stage had a line for people."""
-
-    def progressed(self, description: str, done: float, total: float, rate: float) -> None:
-        """A long step moved on; `rate` in units per second."""
-
-
-class Silent:
-    """An observer that lets everything pass."""
-
-    def point(self, step: int, values: Mapping[str, float]) -> None:
-        """Ignore it."""
-
-    def said(self, text: str) -> None:
-        """Ignore it."""
-
-    def progressed(self, description: str, done: float, total: float, rate: float) -> None:
-        """Ignore it."""
-
-
 @dataclass(frozen=True)
 class Stage(Generic[C]):
     """A stage as the decorator made it; calling it is a runner's business."""
@@ -94,7 +67,7 @@ class Stage(Generic[C]):
         """The identity of this call; for stages held dear the code is no part of it, only their version is."""
         digests = {name: value.digest for name, value in inputs.items()}
         code = self.code_digest if self.rebuild == "on-code-change" else ""
-        return stage_key(self.name, self.version, config.model_dump(mode="json"), digests, code)
+        return stage_key(self.name, self.version, changed_fields(config), digests, code)
 
 
 def stage(
@@ -119,7 +92,7 @@ class Runner(Protocol):
 class StageRun:
     """What a stage is given to work with. Nothing in it may change the bytes that the stage writes."""
 
-    def __init__(self, scratch: Path, execution: Execution, store: Store, observer: Observer) -> None:
+    def __init__(self, scratch: Path, execution: Execution, store: Store, observer: Reporter) -> None:
         self.scratch = scratch
         self.out = scratch / "out"
         self.execution = execution
@@ -134,6 +107,7 @@ class StageRun:
     def metric(self, name: str, value: float) -> None:
         """Record a final figure: it goes to the manifest, to tracking and to the summary."""
         self.metrics[name] = float(value)
+        self._observer.metric(name, float(value))
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Append a point to the stage's curves, durably enough to survive this process."""
@@ -141,28 +115,30 @@ class StageRun:
             self.rewind(-1)
         with self._curve_path.open("a") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\n")
-        self._observer.point(step, values)
+        self._observer.log(step, values)
 
     def rewind(self, step: int) -> None:
         """Drop the points after `step`: a resumed stage will log them again."""
         kept = [line for line in self._curve_lines() if json.loads(line)["step"] <= step]
         self._curve_path.write_text("".join(kept))
         self._curve_is_ours = True
+        self._observer.rewind(step)
 
     def _curve_lines(self) -> list[str]:
         if not self._curve_path.exists():
             return []
         lines = self._curve_path.read_text().splitlines(keepends=True)
-        return [line for line in lines if line.endswith("}\n")]
+        return [line for line in lines if line.endswith("}\n")]  # a crash may have left half a line
 
     def say(self, text: str) -> None:
         """Print one line for people."""
         console.print(f"  {text}", markup=False)
-        self._observer.said(text)
+        self._observer.say(text)
 
-    def progress(self, description: str, total: float, unit: str) -> Progress:
-        """A progress bar over `total` units, with rate and time left."""
-        return Progress(description, total, unit, self._observer.progressed)
+    def progress(self, description: str, total: float, unit: str) -> Bars:
+        """A progress bar over `total` units, with rate and time left, here and wherever the stage is watched."""
+        shown = ConsoleProgress(description, total, unit)
+        return Bars([shown, self._observer.progress(description, total, unit)])
 
     def keep_curve(self, path: Path) -> None:
         """Move the curves beside the manifest."""
@@ -187,6 +163,14 @@ def curve_path(store: Store, stage_name: str, key: str) -> Path:
     return store.keys / stage_name / f"{key}.curve.jsonl"
 
 
+def was_made_with(manifest: Manifest, config: StageConfig) -> bool:
+    """Whether the artifact was made with this config; a field that was added since had its default."""
+    try:
+        return type(config).model_validate(manifest.config) == config
+    except ValidationError:
+        return False
+
+
 def lookup(store: Store, stage: Stage[Any], config: StageConfig, inputs: Mapping[str, Input]) -> Outcome | str:
     """The stored outcome of this call, its bytes verified; or, as a string, why there is none ("" = never built)."""
     manifest = store.find(stage.name, stage.key(config, inputs))
@@ -208,7 +192,7 @@ def obtain(
     inputs: Mapping[str, Input],
     execution: Execution,
     label: str = "",
-    observer: Observer | None = None,
+    observer: Reporter | None = None,
 ) -> Outcome:
     """Serve the stage call from the store, or build it; two builders of one key take turns and the second is served.
 
@@ -238,7 +222,7 @@ def _build_now(
     inputs: Mapping[str, Input],
     execution: Execution,
     label: str,
-    observer: Observer,
+    observer: Reporter,
     damage: str,
 ) -> Outcome:
     key = stage.key(config, inputs)
@@ -280,35 +264,3 @@ def _cpu_seconds() -> float:
     """User and system CPU seconds of this process and of its finished children."""
     usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in usages)
-
-
-def environment(execution: Execution) -> dict[str, str]:
-    """The facts of this machine and its libraries that a reader of a manifest may need to explain a difference."""
-    used = {name: str(getattr(execution, name)) for name in ("workers", "threads", "processes")}
-    return _machine() | used
-
-
-@cache
-def _machine() -> dict[str, str]:
-    """Looked up once: the versions alone take 20 ms, as much as a stage takes for 200 documents."""
-    libraries = ("torch", "numpy", "tokenizers", "pyarrow", "numba", "datasketch", "accelerate")
-    facts = {
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": str(os.cpu_count()),
-    }
-    for library in libraries:
-        try:
-            facts[library] = version(library)
-        except PackageNotFoundError:
-            facts[library] = "absent"
-    return facts
-
-
-def _cpu_name() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -1,13 +1,12 @@
 """Content-addressed artifacts and the manifests that explain them: published whole or not at all, verified on use."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,11 @@ from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict
 
-STORE_FORMAT = 1
+from tasks.mechanism.locks import hold, is_held
+
+STORE_FORMAT = 2
+"""Raised when keys or files change their form. Nothing of an older form is read: what it holds can be built again."""
+
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -49,7 +52,7 @@ class Manifest(BaseModel):
     metrics: dict[str, float]
     seconds: float
     cpu_seconds: float
-    input_bytes: int = 0  # unknown to manifests of the first version
+    input_bytes: int
     size_bytes: int
     created: str
     environment: dict[str, str]
@@ -64,20 +67,22 @@ def now_utc() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-Stamp = tuple[int, int, int]
+Stamp = tuple[int, int, int, int]
+"""(size, mtime, ctime, inode): as long as none of them moves, a file's bytes are those that were hashed."""
+
 _known_digests: dict[tuple[int, int], tuple[Stamp, str]] = {}
 """(device, inode) -> a file's stamp when this process last hashed it, and its digest."""
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes, in hex; read once by a process as long as its size, mtime and ctime do not move."""
+    """sha256 of a file's bytes, in hex; read once by a process as long as its stamp does not move."""
     status = path.stat()
     known = _known_digests.get((status.st_dev, status.st_ino))
-    if known and known[0] == _stamp(status):
+    if known and known[0] == file_stamp(status):
         return known[1]
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    _known_digests[status.st_dev, status.st_ino] = _stamp(status), digest
+    _known_digests[status.st_dev, status.st_ino] = file_stamp(status), digest
     return digest
 
 
@@ -95,8 +100,8 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         return
     known = _known_digests.get((before.st_dev, before.st_ino))
-    if known and known[0] == _stamp(before):
-        _known_digests[before.st_dev, before.st_ino] = _stamp(target.stat()), known[1]
+    if known and known[0] == file_stamp(before):
+        _known_digests[before.st_dev, before.st_ino] = file_stamp(target.stat()), known[1]
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -145,7 +150,7 @@ class Store:
         """Open or create the store.
 
         Raises:
-            ValueError: the folder was written by a newer version, or cannot be written.
+            ValueError: the folder was written by a newer or an older version, or cannot be written.
         """
         self.home = home.resolve()
         self.objects = self.home / "objects"
@@ -163,11 +168,8 @@ class Store:
                 f"The home folder {self.home} cannot be written ({error.strerror}). Choose another with --home."
             ) from error
         found = marker.read_text().strip()
-        if not found.isdigit() or int(found) > STORE_FORMAT:
-            raise ValueError(
-                f"The home folder {self.home} has format {found!r}; this version reads formats up to {STORE_FORMAT}. "
-                "It was written by a newer version of Bessemer: upgrade, or choose another folder with --home."
-            )
+        if found != str(STORE_FORMAT):
+            raise ValueError(_wrong_format(self.home, found))
 
     def manifest_path(self, stage: str, key: str) -> Path:
         """Where the manifest of this stage and key lies, present or not."""
@@ -179,26 +181,24 @@ class Store:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    @contextmanager
-    def lock(self, stage: str, key: str) -> Iterator[None]:
-        """Hold the only right to build this key; flock(2), since the kernel frees it however its holder dies."""
-        path = self.home / "locks" / f"{stage}-{key}"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            yield
+    def lock(self, stage: str, key: str) -> AbstractContextManager[None]:
+        """Hold the only right to build this key."""
+        return hold(self._lock_path(stage, key))
 
     def is_locked(self, stage: str, key: str) -> bool:
         """Whether somebody is building this key right now."""
-        path = self.home / "locks" / f"{stage}-{key}"
-        if not path.exists():
-            return False
-        with path.open("r+") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+        return is_held(self._lock_path(stage, key))
+
+    def is_busy(self) -> bool:
+        """Whether anybody is building anything in this home."""
+        return any(is_held(path) for path in (self.home / "locks").glob("*"))
+
+    def unlock(self, stage: str, key: str) -> None:
+        """Remove the file of a lock that nobody will take again."""
+        self._lock_path(stage, key).unlink(missing_ok=True)
+
+    def _lock_path(self, stage: str, key: str) -> Path:
+        return self.home / "locks" / f"{stage}-{key}"
 
     def find(self, stage: str, key: str) -> Manifest | None:
         """The manifest of this key, whether or not its object is intact; None where it was never built."""
@@ -240,10 +240,7 @@ class Store:
         )
 
     def open(self, digest: str) -> Artifact:
-        """The artifact with this digest, its bytes verified.
-
-        A file is read again only if its size, mtime or ctime changed since it was last verified (writing to a file
-        moves its ctime, which no user program can set back).
+        """The artifact with this digest, its bytes verified: those of files whose stamp moved since they last were.
 
         Raises:
             StoreDamage: it is missing, or its bytes have changed.
@@ -252,7 +249,7 @@ class Store:
         if not path.is_dir():
             raise StoreDamage(f"object {digest[:12]} is gone from {self.objects}")
         seen_path = self.home / "verified" / f"{digest}.json"
-        stamps = {str(p.relative_to(path)): list(_stamp(p.stat())) for p in list_files(path)}
+        stamps = {str(p.relative_to(path)): list(file_stamp(p.stat())) for p in list_files(path)}
         try:
             if json.loads(seen_path.read_bytes()) == stamps:
                 return Artifact(digest, path)
@@ -271,8 +268,23 @@ class Store:
         shutil.rmtree(self.objects / digest, ignore_errors=True)
 
 
-def _stamp(status: os.stat_result) -> Stamp:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
+def _wrong_format(home: Path, found: str) -> str:
+    expected = f"The home folder {home} has format {found!r}; this version of Bessemer reads format {STORE_FORMAT}."
+    if found.isdigit() and int(found) < STORE_FORMAT:
+        return (
+            f"{expected} It was written by an older version, and nothing in it can be used: a rerun rebuilds every "
+            "stage, training too. Choose another folder with --home, or remove this one and run again."
+        )
+    return f"{expected} It was written by a newer version: upgrade, or choose another folder with --home."
+
+
+def file_stamp(status: os.stat_result) -> Stamp:
+    """What moves when a file's bytes do.
+
+    Size and mtime alone stay when a file is replaced with its times kept (tar, rsync -t, git-annex). The kernel sets
+    ctime at every write, and no user program can set it back; a file that is renamed over another has its own inode.
+    """
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def digest_directory(directory: Path) -> tuple[str, int]:

@@ -1,10 +1,19 @@
-"""Records that could not be read: listed with file and place, tolerated up to a stated share."""
+"""Records that could not be read: listed with file and place, tolerated up to a stated share.
 
+A shard is one file, so the records that it could not take in travel in its Parquet metadata.
+"""
+
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+import pyarrow.parquet as pq
 
 from tasks.mechanism.identity import canonical_json
 from tasks.mechanism.stage import StageRun
+
+_METADATA_KEY = "bessemer.errors"
 
 
 class ErrorRecord(NamedTuple):
@@ -16,6 +25,17 @@ class ErrorRecord(NamedTuple):
 
     def __str__(self) -> str:
         return f"{', '.join(part for part in (self.file, self.place) if part)}: {self.error}"
+
+
+def errors_metadata(errors: Sequence[ErrorRecord]) -> dict[str, str]:
+    """Key-value metadata for a shard's Parquet file."""
+    return {_METADATA_KEY: canonical_json([list(error) for error in errors]).decode()}
+
+
+def read_errors(shard: Path) -> list[ErrorRecord]:
+    """The unreadable records that a shard's metadata lists."""
+    metadata = pq.read_metadata(shard).metadata
+    return [ErrorRecord(*error) for error in json.loads(metadata[_METADATA_KEY.encode()])]
 
 
 def check_bad_share(errors: Sequence[ErrorRecord], good: float, max_bad_share: float, setting: str) -> None:

@@ -17,10 +17,9 @@ import pyarrow.parquet as pq
 import xxhash
 from pydantic import Field
 
-from tasks.mechanism.identity import canonical_json
 from tasks.mechanism.shards import ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun, stage
-from tasks.text.bad_records import ErrorRecord, check_bad_share, write_errors
+from tasks.text.bad_records import ErrorRecord, check_bad_share, errors_metadata, read_errors, write_errors
 from tasks.text.documents import DOCUMENT_SCHEMA, ROW_GROUP_ROWS
 from tasks.text.python.entries import extract_entries, is_python, read_entry_files, write_listing
 from tasks.text.python.pydocs import group_documents
@@ -29,7 +28,6 @@ from tasks.text.readers.parts import SPLITTABLE, count_parts, read_part
 from tasks.text.readers.records import Bad, HtmlExtractor, Item, Row, Text, shown
 from tasks.text.source import Source, group_files, group_name, source_name
 
-_ERRORS_KEY = "bessemer.errors"
 """A shard's unreadable records travel in its Parquet metadata: a shard function writes one file."""
 
 
@@ -76,7 +74,7 @@ def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     ]
     _divide(run, cfg, [job.output for job in jobs.wholes])
     outputs = [job.output for job in (*jobs.entries, *jobs.groups, *jobs.wholes, *jobs.parts)]
-    errors = [error for output in outputs for error in shard_errors(output)]
+    errors = [error for output in outputs for error in read_errors(output)]
     documents = sum(count["documents"] for count in counts)
     check_bad_share(errors, documents, cfg.max_bad_share, "ingest.max_bad_share")
     if not documents:
@@ -214,7 +212,7 @@ def write_documents(items: Iterable[tuple[str, Item]], output: Path, cfg: Ingest
                 _write_rows(writer, rows, counts)
                 rows, characters = [], 0
         _write_rows(writer, rows, counts)
-        writer.add_key_value_metadata({_ERRORS_KEY: canonical_json([list(e) for e in errors]).decode()})
+        writer.add_key_value_metadata(errors_metadata(errors))
     return counts
 
 
@@ -255,9 +253,3 @@ def _no_text(row: Row, field: str) -> str:
     if field in row.fields:
         return f"field {field!r}: expected text, found {shown(row.fields[field])}"
     return f"no field {field!r}; found: {', '.join(map(str, row.fields)) or 'none'} (see ingest.text_field)"
-
-
-def shard_errors(shard: Path) -> list[ErrorRecord]:
-    """The unreadable records that a shard's metadata lists."""
-    metadata = pq.read_metadata(shard).metadata
-    return [ErrorRecord(*error) for error in json.loads(metadata[_ERRORS_KEY.encode()])]

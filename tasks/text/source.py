@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 import xxhash
 
 from tasks.mechanism.identity import canonical_json
-from tasks.mechanism.store import file_sha256, write_atomically
+from tasks.mechanism.store import file_sha256, file_stamp, write_atomically
 from tasks.text.dated import DatedAddress, parse_dated
 from tasks.text.python.pydocs import library_files
 from tasks.text.readers import is_readable
@@ -78,20 +78,20 @@ def absolute(spec: str) -> str:
 
 
 def source_of_files(named: Iterable[tuple[str, Path]], cache: Path) -> Source:
-    """A source of these (name, path) pairs, hashed; hashes are remembered by (path, size, mtime)."""
+    """A source of these (name, path) pairs, hashed; hashes are remembered by path and stamp."""
     memo_path = cache / "hashes.json"
     memo: dict[str, list[int | str]] = _read_memo(memo_path)
     ordered = sorted(named)
     stats = [path.stat() for _, path in ordered]
-    stamps = [[status.st_size, status.st_mtime_ns] for status in stats]
-    missing = [i for i, (_, path) in enumerate(ordered) if memo.get(str(path), [])[:2] != stamps[i]]
+    stamps = [list(file_stamp(status)) for status in stats]
+    missing = [i for i, (_, path) in enumerate(ordered) if memo.get(str(path), [])[:-1] != stamps[i]]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         for i, digest in zip(missing, pool.map(file_sha256, [ordered[i][1] for i in missing])):
             memo[str(ordered[i][1])] = [*stamps[i], digest]
     if missing:
         write_atomically(memo_path, json.dumps(memo).encode())
     files = tuple(
-        SourceFile(name, path, status.st_size, str(memo[str(path)][2])) for (name, path), status in zip(ordered, stats)
+        SourceFile(name, path, status.st_size, str(memo[str(path)][-1])) for (name, path), status in zip(ordered, stats)
     )
     return Source(hashlib.sha256(canonical_json([[f.name, f.sha256] for f in files])).hexdigest(), files)
 

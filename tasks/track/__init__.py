@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import Literal, Protocol
 
 from tasks.mechanism.execution import NO_TRACKING, Execution
+from tasks.mechanism.observe import Reporter, Silent
 from tasks.mechanism.runs import RunRecord, Status
-from tasks.mechanism.stage import Observer, Outcome, Silent
+from tasks.mechanism.stage import Outcome
 from tasks.mechanism.store import Store
 
 __all__ = ["Report", "Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
@@ -23,7 +24,7 @@ class Tracker(Protocol):
     def begin(self, record: RunRecord) -> None:
         """The run starts; the tracker writes its own id of it into `record.tracking_run_id`."""
 
-    def stage_observer(self, label: str) -> Observer:
+    def stage_observer(self, label: str) -> Reporter:
         """Who watches the stage that is about to be built."""
 
     def stage_finished(self, outcome: Outcome) -> None:
@@ -42,7 +43,7 @@ class Untracked:
     def begin(self, record: RunRecord) -> None:
         """Ignore it."""
 
-    def stage_observer(self, label: str) -> Observer:
+    def stage_observer(self, label: str) -> Reporter:
         """Nobody watches."""
         return Silent()
 

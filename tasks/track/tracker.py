@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.evaluation.plots import read_curve
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.progress import console
+from tasks.mechanism.observe import Reporter
+from tasks.mechanism.progress import Progress, console
 from tasks.mechanism.runs import RunRecord, Status, run_folder
-from tasks.mechanism.stage import Observer, Outcome, curve_path
+from tasks.mechanism.stage import Outcome, curve_path
 from tasks.mechanism.store import Artifact, Store, write_atomically
 from tasks.track import Report, Role, delivery, registry
 from tasks.track.connection import Connection, tracking_folder
@@ -61,18 +62,25 @@ class StageObserver:
         self.is_building = False
         self.points: deque[Metric] = deque(maxlen=MAX_LIVE_POINTS)
 
-    def point(self, step: int, values: Mapping[str, float]) -> None:
+    def metric(self, name: str, value: float) -> None:
+        """Final figures are sent from the manifest."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep it."""
         self.is_building = True
         self.points.extend(delivery.points_to_metrics([{"step": step, **values}], "", delivery.now_ms()))
 
-    def said(self, text: str) -> None:
+    def rewind(self, step: int) -> None:
+        """What was sent stays in MLflow: it has no way to take a point back."""
+
+    def say(self, text: str) -> None:
         """A served stage says nothing, so this one is being built."""
         self.is_building = True
 
-    def progressed(self, description: str, done: float, total: float, rate: float) -> None:
-        """As above."""
+    def progress(self, description: str, total: float, unit: str) -> Progress:
+        """As above; how far it is, Prefect shows."""
         self.is_building = True
+        return Progress(description, total, unit)
 
 
 class MlflowTracker:
@@ -108,7 +116,7 @@ class MlflowTracker:
         self._thread = threading.Thread(target=self._listen, name="mlflow", daemon=True)
         self._thread.start()
 
-    def stage_observer(self, label: str) -> Observer:
+    def stage_observer(self, label: str) -> Reporter:
         """Watch a stage."""
         self._observers[label] = StageObserver(label)
         return self._observers[label]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -20,7 +18,7 @@ from model.training.settings import (
     ScheduleSettings,
     WindowSettings,
 )
-from tasks.mechanism.observe import Bar, TrainingRun
+from tasks.mechanism.observe import Silent, TrainingRun
 from tasks.mechanism.stage import StageConfig
 
 if TYPE_CHECKING:
@@ -65,21 +63,6 @@ class TrainingData:
     summarise: Summarise
     steps: int
     tokens: float  # trained on in all, for the progress bar
-
-
-class _LoopReporter:
-    """Passes the loop's reports to the run, and tokens to the progress bar."""
-
-    def __init__(self, run: TrainingRun, bar: Bar, tokens_per_step: float) -> None:
-        self.log, self.rewind, self.say = run.log, run.rewind, run.say
-        self._bar, self._tokens_per_step = bar, tokens_per_step
-
-    def advance(self, step: int, tokens: float) -> None:
-        """Move the bar; 0 tokens mean that `step` was reached before."""
-        if tokens:
-            self._bar.advance(tokens)
-        else:
-            self._bar.resume_at(step * self._tokens_per_step)
 
 
 def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective) -> Parallel:
@@ -132,41 +115,21 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
     device = parallel.device
     energy = find_energy(device, int(os.environ.get("LOCAL_RANK", "0")))
     meter = Meter(device, peak_flops(device, cfg.precision), energy)
-    with _bar(run, data.tokens) as bar:
-        trainer = Trainer(
-            parallel,
-            data.batches,
-            data.validation,
-            data.summarise,
-            data.steps,
-            cfg.schedule,
-            cfg.loop,
-            Checkpoints(run.scratch / "checkpoints"),
-            _LoopReporter(run, bar, data.tokens / max(data.steps, 1)),
-            run.execution.micro_batch_tokens,
-            meter,
-        )
-        return trainer.run()
-
-
-@contextmanager
-def _bar(run: TrainingRun, tokens: float) -> Iterator[Bar]:
-    """The progress bar of the first process; the others have nothing to show."""
-    if is_first_process():
-        with run.progress("train", tokens, "tokens") as bar:
-            yield bar
-    else:
-        yield _NoBar()
-
-
-class _NoBar:
-    """A bar that nobody sees."""
-
-    def advance(self, amount: float) -> None:
-        """Show nothing."""
-
-    def resume_at(self, done: float) -> None:
-        """Show nothing."""
+    trainer = Trainer(
+        parallel,
+        data.batches,
+        data.validation,
+        data.summarise,
+        data.steps,
+        cfg.schedule,
+        cfg.loop,
+        Checkpoints(run.scratch / "checkpoints"),
+        run if is_first_process() else Silent(),
+        data.tokens,
+        run.execution.micro_batch_tokens,
+        meter,
+    )
+    return trainer.run()
 
 
 def is_first_process() -> bool:

@@ -2,19 +2,25 @@
 
 import json
 import os
+import time
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows.champion import Champion
 from flows.cli.main import main
 from flows.gc import collect, find_garbage
+from flows.recipe import Recipe
+from flows.runners import InProcess
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.runs import RunRecord, StageRecord, list_runs, save_run
+from tasks.mechanism.runs import RunRecord, StageRecord, Status, hold_run, list_runs, save_run
 from tasks.mechanism.stage import Outcome, obtain
-from tasks.mechanism.store import Store
+from tasks.mechanism.store import Store, now_utc
 from tasks.text.dedup.dedup import DedupConfig, dedup, index_folder, index_parameters
 from tasks.text.dedup.index import DedupIndex
+from tasks.track import Untracked
 from tests.helpers.data import keep_all, make_documents, words
 from tests.helpers.mechanism_stages import CountConfig, DoubleConfig, count, double
 
@@ -27,7 +33,9 @@ def run_once(execution: Execution, number: int, limit: int) -> list[Outcome]:
     return [first, second]
 
 
-def save_outcomes(execution: Execution, number: int, outcomes: list[Outcome]) -> None:
+def save_outcomes(
+    execution: Execution, number: int, outcomes: list[Outcome], status: Status = "completed"
+) -> RunRecord:
     """Record a run of these stage calls."""
     stages = [
         StageRecord(
@@ -46,11 +54,12 @@ def save_outcomes(execution: Execution, number: int, outcomes: list[Outcome]) ->
         recipe={"name": "test"},
         command="",
         home=str(execution.home),
-        status="completed",
+        status=status,
         started=f"2026-01-0{number}T00:00:00+00:00",
         stages=stages,
     )
     save_run(Store(execution.home), record)
+    return record
 
 
 def test_only_the_kept_run_and_its_inputs_stay(execution: Execution) -> None:
@@ -71,6 +80,87 @@ def test_only_the_kept_run_and_its_inputs_stay(execution: Execution) -> None:
 def run_again(execution: Execution, limit: int) -> list[str]:
     first = obtain(count, CountConfig(limit=limit), {}, execution)
     return [first.status, obtain(double, DoubleConfig(), {"numbers": first.artifact}, execution).status]
+
+
+def built_before_any_run(store: Store) -> None:
+    """As if all that is there were years old."""
+    for path in store.keys.rglob("*.json"):
+        os.utime(path, (1, 1))
+
+
+def test_a_living_run_is_kept_however_many_began_after_it(execution: Execution) -> None:
+    store = Store(execution.home)
+    first = obtain(count, CountConfig(limit=2), {}, execution)
+    running = save_outcomes(execution, 1, [first], "running")
+    dead = obtain(count, CountConfig(limit=3), {}, execution)
+    save_outcomes(execution, 2, [dead], "running")
+    kept = run_once(execution, 3, limit=5)
+    built_before_any_run(store)
+    with hold_run(store, running):
+        garbage = find_garbage(store, keep_runs=1)
+        assert (garbage.objects, garbage.runs) == ([dead.artifact.digest], ["run-2"])
+        collect(store, garbage)
+        assert {path.name for path in store.objects.iterdir()} == {o.artifact.digest for o in [first, *kept]}
+        assert [record.run_id for record in list_runs(store)] == ["run-1", "run-3"]
+    garbage = find_garbage(store, keep_runs=1)
+    assert (garbage.objects, garbage.runs) == ([first.artifact.digest], ["run-1"])
+    collect(store, garbage)
+    assert not (store.home / "locks" / "run-run-1").exists()
+
+
+def hold_and_wait(record: RunRecord, home: Path, holds: Any) -> None:
+    with hold_run(Store(home), record):
+        holds.set()
+        time.sleep(600)
+
+
+def test_a_run_whose_process_was_killed_keeps_nothing(execution: Execution) -> None:
+    store = Store(execution.home)
+    record = save_outcomes(execution, 1, [obtain(count, CountConfig(limit=2), {}, execution)], "running")
+    built_before_any_run(store)
+    context = get_context("spawn")
+    holds = context.Event()
+    process = context.Process(target=hold_and_wait, args=(record, execution.home, holds))
+    process.start()
+    assert holds.wait(60)
+    assert find_garbage(store, keep_runs=0).objects == []
+    process.kill()
+    process.join()
+    assert len(find_garbage(store, keep_runs=0).objects) == 1
+
+
+def test_what_a_living_run_is_about_to_write_down_stays(execution: Execution) -> None:
+    """An artifact is in the store before it is in the run's record."""
+    store = Store(execution.home)
+    record = save_outcomes(execution, 1, [], "running")
+    record.started = now_utc()
+    save_run(store, record)
+    outcome = obtain(count, CountConfig(limit=2), {}, execution)
+    with hold_run(store, record):
+        assert find_garbage(store, keep_runs=0).objects == []
+    assert find_garbage(store, keep_runs=0).objects == [outcome.artifact.digest]
+
+
+def test_an_object_whose_manifest_is_on_its_way_stays(execution: Execution, tmp_path: Path) -> None:
+    store = Store(execution.home)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").write_text("x")
+    artifact = store.publish(tmp_path / "out")
+    with store.lock("count", "a" * 64):
+        assert find_garbage(store, keep_runs=0).objects == []
+    assert find_garbage(store, keep_runs=0).objects == [artifact.digest]
+
+
+def test_a_run_in_this_process_is_alive_until_it_ends(execution: Execution) -> None:
+    run = InProcess(Recipe(), execution, Untracked(), {})
+    store = Store(execution.home)
+    run(count, CountConfig(limit=2))
+    built_before_any_run(store)
+    garbage = find_garbage(store, keep_runs=0)
+    assert (garbage.runs, garbage.objects) == ([], [])
+    run.finish("completed")
+    garbage = find_garbage(store, keep_runs=0)
+    assert (garbage.runs, len(garbage.objects)) == ([run.record.run_id], 1)
 
 
 def test_a_champion_outlives_its_run(execution: Execution) -> None:

@@ -18,6 +18,7 @@ def add(x: int) -> int:
     return x + one()
 '''
 HELPER = '''"""Helps."""
+from tasks import mechanism_of_ours
 from tasks.mechanism import store
 
 def one() -> int:
@@ -27,12 +28,14 @@ def one() -> int:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A project of three modules, one of which belongs to the mechanism."""
-    (tmp_path / "tasks").mkdir()
+    """A project of four modules, one of them in the mechanism's folder and one beside it, under a similar name."""
+    (tmp_path / "tasks" / "mechanism").mkdir(parents=True)
     (tmp_path / "tasks" / "__init__.py").write_text("")
+    (tmp_path / "tasks" / "mechanism" / "__init__.py").write_text("")
+    (tmp_path / "tasks" / "mechanism" / "store.py").write_text("x = 1\n")
+    (tmp_path / "tasks" / "mechanism_of_ours.py").write_text("x = 1\n")
     (tmp_path / "tasks" / "first.py").write_text(FIRST)
     (tmp_path / "tasks" / "helper.py").write_text(HELPER)
-    (tmp_path / "tasks" / "store.py").write_text("x = 1\n")
     monkeypatch.setattr(identity, "ROOT", tmp_path)
     return tmp_path / "tasks"
 
@@ -61,7 +64,8 @@ def forget_afterwards() -> object:
         ("first.py", "x + one()", "x - one()", True),
         ("helper.py", "return 1", "return 2", True),
         ("helper.py", '"""Helps."""', '"""Helps more."""', False),
-        ("store.py", "x = 1", "x = 2", False),
+        ("mechanism/store.py", "x = 1", "x = 2", False),
+        ("mechanism_of_ours.py", "x = 1", "x = 2", True),
     ],
 )
 def test_code_digest(project: Path, file: str, old: str, new: str, moves: bool) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.launch.processes import launch, launch_command
-from tasks.mechanism.observe import EventReader
-from tasks.mechanism.stage import Artifact, Silent, StageRun
+from tasks.mechanism.observe import EventReader, Silent
+from tasks.mechanism.stage import Artifact, StageRun
 from tasks.mechanism.store import Store
 from tests.helpers.launch_jobs import JobConfig, crash_job, refuse_job, report_job
 

@@ -1,9 +1,11 @@
 """Two machines that share a mirror build each artifact once, and neither trusts bytes it did not check."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from flows.gc import collect, find_garbage
 from flows.plan import Planner
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.mirror import Mirror
@@ -50,6 +52,42 @@ def test_the_plan_does_not_count_on_half_an_upload(machines: tuple[Execution, Ex
     planner = Planner(machines[1])
     planner(count, CountConfig())
     assert planner.rows[0].status == "run"
+
+
+def test_a_collection_leaves_a_download_alone(machines: tuple[Execution, Execution], tmp_path: Path) -> None:
+    """Collected at the worst moment: when the first file has come and the manifest has not."""
+    obtain(count, CountConfig(), {}, machines[0])
+    store = Store(machines[1].home)
+    mirror = Mirror(str(tmp_path / "mirror"))
+    found: list[list[Path]] = []
+
+    class Files:
+        """The mirror's files, with a collection after each download."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(mirror_files, name)
+
+        def get_file(self, source: str, target: str) -> None:
+            mirror_files.get_file(source, target)
+            garbage = find_garbage(store, keep_runs=0)
+            found.append(garbage.scratch)
+            collect(store, garbage)
+
+    mirror_files, mirror.files = mirror.files, Files()
+    key = count.key(CountConfig(), {})
+    with store.lock("count", key):
+        assert mirror.pull(store, "count", key) is not None
+        assert store.find("count", key) is not None
+    assert found == [[], []], "one file of the artifact, and its curves"
+    assert obtain(count, CountConfig(), {}, machines[1]).status == "cached"
+
+
+def test_what_a_download_that_was_cut_off_left_is_not_published(machines: tuple[Execution, Execution]) -> None:
+    built = obtain(count, CountConfig(), {}, machines[0])
+    scratch = Store(machines[1].home).scratch("mirror", built.artifact.digest)
+    (scratch / "rest").write_text("half")
+    assert obtain(count, CountConfig(), {}, machines[1]).status == "cached"
+    assert not scratch.exists()
 
 
 def test_damage_in_the_mirror_is_not_brought_home(machines: tuple[Execution, Execution], tmp_path: Path) -> None:

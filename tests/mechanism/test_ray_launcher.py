@@ -15,7 +15,8 @@ import pytest
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.launch.processes import launch
 from tasks.mechanism.launch.ray_cluster import Machine, check_room, workers_with_room
-from tasks.mechanism.stage import Silent, StageRun, obtain
+from tasks.mechanism.observe import Silent
+from tasks.mechanism.stage import StageRun, obtain
 from tasks.mechanism.store import Store
 from tasks.train.pretrain import pretrain
 from tests.conftest import require_module

@@ -2,15 +2,20 @@
 
 import os
 import signal
+import time
+from collections.abc import Callable
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
 
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.observe import Silent
 from tasks.mechanism.shards import ShardJob, map_shards
-from tasks.mechanism.stage import Silent, StageConfig, StageRun
-from tasks.mechanism.store import Store
+from tasks.mechanism.stage import StageConfig, StageRun
+from tasks.mechanism.store import Store, write_atomically
 from tests.conftest import require_module
 
 
@@ -43,6 +48,42 @@ def always_die(inputs: tuple[Path, ...], output: Path, cfg: ShardTestConfig) -> 
 
 def refuse_shard(inputs: tuple[Path, ...], output: Path, cfg: ShardTestConfig) -> dict[str, float]:
     raise ValueError(f"{inputs[0].name}: bad record")
+
+
+def refuse_while_others_work(inputs: tuple[Path, ...], output: Path, cfg: ShardTestConfig) -> dict[str, float]:
+    """Shard 0 is refused once shard 1 is being computed, which takes a minute if nobody ends it."""
+    folder = Path(cfg.marker)
+    if inputs[0].name == "0.txt":
+        wait_until(lambda: (folder / "1.txt").exists())
+        raise ValueError("0.txt: bad record")
+    return work_for_a_minute(inputs, output, cfg)
+
+
+def work_for_a_minute(inputs: tuple[Path, ...], output: Path, cfg: ShardTestConfig) -> dict[str, float]:
+    """Say which process began, and whether it came to its end."""
+    folder = Path(cfg.marker)
+    write_atomically(folder / inputs[0].name, str(os.getpid()).encode())
+    time.sleep(60)
+    (folder / f"{inputs[0].name}.ended").write_text("")
+    output.write_text("")
+    return {}
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """Look every 50 ms, for a minute."""
+    for _ in range(1200):
+        if condition():
+            return
+        time.sleep(0.05)
+    raise TimeoutError("nothing happened for a minute")
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has ended; one that its parent did not look at yet has."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def make_run(tmp_path: Path, workers: int, engine: Literal["processes", "dask", "ray"] = "processes") -> StageRun:
@@ -104,6 +145,44 @@ def test_refusal_names_the_shard(tmp_path: Path) -> None:
     run = make_run(tmp_path, 2)
     with pytest.raises(ValueError, match="bad record"):
         map_shards(run, refuse_shard, make_jobs(run, tmp_path), ShardTestConfig())
+
+
+@pytest.mark.parametrize(
+    "engine",
+    ["processes", *(pytest.param(engine, marks=pytest.mark.slow) for engine in ("dask", "ray"))],
+)
+def test_a_refused_shard_ends_those_that_are_being_computed(
+    tmp_path: Path, engine: Literal["processes", "dask", "ray"]
+) -> None:
+    if engine != "processes":
+        require_module("distributed" if engine == "dask" else "ray")
+    markers = tmp_path / "markers"
+    markers.mkdir()
+    run = make_run(tmp_path, 2, engine)
+    with pytest.raises(ValueError, match="0.txt: bad record"):
+        map_shards(run, refuse_while_others_work, make_jobs(run, tmp_path), ShardTestConfig(marker=str(markers)))
+    wait_until(lambda: all(is_gone(int(path.read_text())) for path in markers.glob("*.txt")))
+    assert (markers / "1.txt").exists() and not list(markers.glob("*.ended"))
+
+
+def map_in_a_process(tmp_path: Path, markers: Path) -> None:
+    run = make_run(tmp_path, 2)
+    map_shards(run, work_for_a_minute, make_jobs(run, tmp_path), ShardTestConfig(marker=str(markers)))
+
+
+def test_ctrl_c_ends_the_shards_that_are_being_computed(tmp_path: Path) -> None:
+    """A terminal sends it to the workers too; here who started them gets it alone, and must see to it."""
+    markers = tmp_path / "markers"
+    markers.mkdir()
+    started = get_context("spawn").Process(target=map_in_a_process, args=(tmp_path, markers))
+    started.start()
+    wait_until(lambda: len(list(markers.glob("*.txt"))) == 2)
+    assert started.pid is not None
+    os.kill(started.pid, signal.SIGINT)
+    started.join()
+    assert started.exitcode
+    wait_until(lambda: all(is_gone(int(path.read_text())) for path in markers.glob("*.txt")))
+    assert not list(markers.glob("*.ended"))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.mechanism.store import Store, StoreDamage, digest_directory, write_atomically
+from tasks.mechanism.store import Store, StoreDamage, digest_directory, file_sha256, write_atomically
 
 
 def make_directory(path: Path, files: dict[str, bytes]) -> Path:
@@ -51,6 +51,16 @@ def test_flipped_byte_with_old_times_is_noticed(tmp_path: Path) -> None:
         store.open(artifact.digest)
 
 
+def test_a_file_replaced_by_one_of_equal_size_and_times_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"old")
+    (tmp_path / "other").write_bytes(b"new")
+    for name in ("x", "other"):
+        os.utime(tmp_path / name, (1, 1))
+    before = file_sha256(tmp_path / "x")
+    (tmp_path / "other").replace(tmp_path / "x")
+    assert file_sha256(tmp_path / "x") != before
+
+
 def test_missing_object_and_extra_file_are_noticed(tmp_path: Path) -> None:
     store = Store(tmp_path / "home")
     artifact = store.publish(make_directory(tmp_path / "a", {"x": b"hello"}))
@@ -76,6 +86,16 @@ def test_home_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     (tmp_path / "FORMAT").write_text("99\n")
     with pytest.raises(ValueError, match="format '99'.*newer version.*--home"):
         Store(tmp_path)
+
+
+def test_home_of_an_older_version_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
+    """Also where it holds artifacts: their keys are no longer made, so a home half old and half new would only grow."""
+    (tmp_path / "FORMAT").write_text("1\n")
+    (tmp_path / "keys").mkdir()
+    with pytest.raises(ValueError, match="format '1'.*reads format 2.*older version.*a rerun rebuilds.*--home.*remove"):
+        Store(tmp_path)
+    assert (tmp_path / "FORMAT").read_text() == "1\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["FORMAT", "keys"]
 
 
 def test_home_that_cannot_be_written_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from model.training.parallel import Placement, place
 from model.training.settings import OptimizerSettings
 from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.observe import Silent
 from tasks.mechanism.sections import merge
-from tasks.mechanism.stage import Artifact, Silent, StageRun, build, obtain
+from tasks.mechanism.stage import Artifact, StageRun, build, obtain
 from tasks.mechanism.store import Store
 from tasks.models.folder import load_model
 from tasks.train.dpo import DpoConfig, dpo, dpo_job, encode_pairs, reference_log_probs

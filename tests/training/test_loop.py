@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ class Book:
     def __init__(self) -> None:
         self.points: dict[int, dict[str, float]] = {}
         self.said: list[str] = []
+        self.trained: list[float] = [0.0]  # tokens, after each move of the bar
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self.points.setdefault(step, {}).update({k: v for k, v in values.items() if k not in MACHINE_FIGURES})
@@ -46,8 +48,15 @@ class Book:
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def advance(self, step: int, tokens: float) -> None:
-        pass
+    def progress(self, description: str, total: float, unit: str) -> AbstractContextManager["Book"]:
+        assert (description, unit) == ("train", "tokens")
+        return nullcontext(self)
+
+    def advance(self, amount: float) -> None:
+        self.trained.append(self.trained[-1] + amount)
+
+    def resume_at(self, done: float) -> None:
+        self.trained.append(done)
 
 
 def batches(steps: int = STEPS) -> WindowBatches:
@@ -83,7 +92,7 @@ def trainer(
     checkpoints = Checkpoints(folder)
     loop = Trainer(
         parallel, data or batches(steps), validation, figures, steps, schedule, settings, checkpoints, book,
-        micro_batch_tokens, Meter(parallel.device, PEAK, None),
+        steps * BATCH * WINDOW, micro_batch_tokens, Meter(parallel.device, PEAK, None),
     )  # fmt: skip
     return loop, parallel
 
@@ -192,6 +201,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path: Path, stopped_at: 
     second, found = trainer(tmp_path / "cut", cut, **options)
     assert second.run() == final
     assert cut.points == whole.points
+    assert cut.trained[-1] == whole.trained[-1] == STEPS * BATCH * WINDOW
     for name, tensor in weights(expected).items():
         assert torch.equal(tensor, weights(found)[name]), name
 
