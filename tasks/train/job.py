@@ -97,7 +97,8 @@ class _LoopReporter:
 def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective) -> Parallel:
     """Put the objective and its optimizer on the processes that the execution asks for."""
     from model.training.optim import OptimizerSettings
-    from model.training.parallel import Placement, place
+    from model.training.parallel import Placement
+    from model.training.place import place
 
     execution = run.execution
     objective.transformer.recompute_layers = cfg.recompute_layers == "all"

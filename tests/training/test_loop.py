@@ -19,7 +19,8 @@ from model.training.loop import AVERAGE_EVERY, LoopSettings, Trainer, Validation
 from model.training.meter import MACHINE_FIGURES, Meter
 from model.training.objectives import NextToken
 from model.training.optim import OptimizerSettings
-from model.training.parallel import Accelerated, Placement, gradient_norm, place
+from model.training.parallel import Accelerated, Placement, gradient_norm
+from model.training.place import place
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=16, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=32,
