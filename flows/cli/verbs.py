@@ -150,6 +150,8 @@ def verify(options: argparse.Namespace) -> int:
     for comparison in comparisons:
         verdict = "equal" if comparison.equal else f"DIFFERS: rebuilt as {comparison.rebuilt[:12]}"
         print(f"{comparison.label:<18} {comparison.recorded[:12]}  {verdict}")
+    for fact in sorted({fact for comparison in comparisons for fact in comparison.elsewhere}):
+        print(f"Recorded elsewhere, where bits may be others: {fact}")
     return 0 if equal else 1
 
 

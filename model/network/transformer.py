@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.kernels import autograd as fused
+from model.kernels.silu import silu
 from model.network.attention import attention, document_mask
 from model.network.head import Products
 from model.network.induction import plant_induction_head
@@ -109,7 +110,7 @@ class MLP(nn.Module):
                 return self.whole(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
             inner = fused.swiglu(fused.joint_linear(x, self.gate_proj.weight, self.up_proj.weight))
         else:
-            inner = F.silu(self.gate_proj(x)) * self.up_proj(x)
+            inner = silu(self.gate_proj(x)) * self.up_proj(x)
         out: Tensor = self.down_proj(inner)
         return out
 

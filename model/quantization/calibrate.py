@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels.silu import silu
 from model.network.attention import attention
 from model.network.rope import Rotation, rotation
 from model.network.transformer import Block, Transformer
@@ -96,7 +96,7 @@ def _quantize_layer(layer: Block, states: list[Tensor], turn: Rotation, quantize
     states = [x + attn.o_proj(inner) for x, inner in zip(states, mixed)]
     normed = [layer.post_attention_layernorm(x) for x in states]
     quantize(("mlp.gate_proj", "mlp.up_proj"), normed)
-    inner = [F.silu(mlp.gate_proj(x)) * mlp.up_proj(x) for x in normed]
+    inner = [silu(mlp.gate_proj(x)) * mlp.up_proj(x) for x in normed]
     quantize(("mlp.down_proj",), inner)
     return [x + mlp.down_proj(y) for x, y in zip(states, inner)]
 

@@ -4,7 +4,6 @@ The launchers and plugins fall back to one process, or to DDP, without a word; s
 what runs before anything is trained.
 """
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -25,7 +24,6 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
 
-from model.kernels.heap import keep_freed_memory
 from model.network.attention import fastest_first
 from model.network.shape import Precision
 from model.training.objectives import Objective
@@ -83,45 +81,12 @@ def choose_device(device: Literal["auto", "cpu", "cuda"]) -> torch.device:
     return torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda")
 
 
-def place(
-    objective: Objective,
-    settings: OptimizerSettings,
-    precision: Precision,
-    placement: Placement,
-) -> Parallel:
-    """Put the objective where it shall train, with its optimizer.
-
-    Raises:
-        ValueError: the number of processes, the device or the strategy that runs is not the one asked for.
-    """
-    torch.set_num_threads(placement.threads)
-    if choose_device(placement.device).type == "cpu":
-        keep_freed_memory()
-    else:
-        check_gpus(int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-    if placement.strategy == "deepspeed" and placement.processes > 1:
-        from model.training.zero import ZeroProcesses
-
-        return ZeroProcesses(objective, settings, precision, placement)
-    return Accelerated(objective, settings, precision, placement)
-
-
 def check_processes(placement: Placement, found: int) -> None:
     """Refuse to train on another number of processes than was asked for."""
     if found != placement.processes:
         raise ValueError(
             f"Training was asked for {placement.processes} processes but {found} are running. Launchers fall back to "
             "fewer without a word: check the launcher's settings, or set execution.processes to what there is."
-        )
-
-
-def check_gpus(processes: int) -> None:
-    """Refuse more processes on this machine than it has GPUs."""
-    found = torch.cuda.device_count()
-    if found < processes:
-        raise ValueError(
-            f"Training was asked for {processes} processes on this machine, each with a GPU of its own, but torch sees "
-            f"{found} CUDA devices. Set execution.processes to {found}, or execution.device to 'cpu'."
         )
 
 

@@ -25,6 +25,7 @@ def _machine() -> dict[str, str]:
         "platform": platform.platform(),
         "cpu": _cpu_name(),
         "cores": str(os.cpu_count()),
+        "MKL_CBWR": os.environ.get("MKL_CBWR", "not set"),  # the order of fp32 sums (model/kernels/reproducible.py)
     }
     for library in libraries:
         try:

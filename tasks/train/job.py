@@ -67,7 +67,8 @@ class TrainingData:
 
 def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective) -> Parallel:
     """Put the objective and its optimizer on the processes that the execution asks for."""
-    from model.training.parallel import Placement, place
+    from model.training.parallel import Placement
+    from model.training.place import place
 
     execution = run.execution
     objective.transformer.recompute_layers = cfg.recompute_layers == "all"

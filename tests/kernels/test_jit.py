@@ -20,8 +20,9 @@ import hashlib, json
 import numpy as np, torch
 from model.decoding.engine import Engine
 from model.training.objectives import NextToken
+from model.training.parallel import Placement
+from model.training.place import place
 from model.training.settings import OptimizerSettings
-from model.training.parallel import Placement, place
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from tests.decoding.test_engine import FORMATS, ids_of, model_in

@@ -10,7 +10,8 @@ import torch
 
 from model.training.data import PairBatches
 from model.training.objectives import Preference
-from model.training.parallel import Placement, place
+from model.training.parallel import Placement
+from model.training.place import place
 from model.training.settings import OptimizerSettings
 from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution

@@ -1,4 +1,4 @@
-"""`bessemer run --processes 2 --strategy ...`: the curves of one process, and a refusal of what cannot be had."""
+"""`bessemer run --processes 2 --strategy ...`: the curves of one process, on this machine; else a refusal."""
 
 import json
 import os
@@ -11,9 +11,11 @@ import pytest
 
 from tests.conftest import require_module
 from tests.helpers import tiny
+from tests.helpers.listening import is_loopback, listening_until_end
 from tests.helpers.training import LOSS_NATS, assert_same_but_for_rounding, full_curve
 
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 TRAINING_STAGES = ("pretrain", "sft", "dpo")
 # AdamW, which all strategies have; fp32, where one process and two differ by rounding only.
 SETTINGS = [
@@ -31,11 +33,16 @@ SETTINGS = [
 
 def bessemer(corpus: Path, home: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`bessemer run`, in this process's place: without Prefect and MLflow."""
+    return subprocess.run(
+        command(corpus, home, *options), capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}
+    )
+
+
+def command(corpus: Path, home: Path, *options: str) -> list[str]:
+    """Its command line."""
     settings = [part for setting in SETTINGS for part in ("--set", setting)]
     arguments = tiny.arguments(corpus, home, *settings, "--in-process", "--no-tracking", "--json", *options)
-    command = [sys.executable, "-m", "flows.cli", *arguments]
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root, env={**os.environ, **environment})
+    return [sys.executable, "-m", "flows.cli", *arguments]
 
 
 @pytest.fixture(scope="module")
@@ -62,12 +69,20 @@ def prepared(one: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed"])
-def test_two_processes_give_the_curves_of_one(corpus: Path, one: Path, prepared: Path, strategy: str) -> None:
+def test_two_processes_give_the_curves_of_one_and_stay_on_this_machine(
+    corpus: Path, one: Path, prepared: Path, tmp_path: Path, strategy: str
+) -> None:
     if strategy == "deepspeed":
         require_module("deepspeed")
-    ran = bessemer(corpus, prepared, "--processes", "2", "--strategy", strategy)
-    assert ran.returncode == 0, ran.stderr[-3000:]
-    built = {stage["label"] for stage in json.loads(ran.stdout)["stages"] if stage["status"] == "built"}
+    asked = command(corpus, prepared, "--processes", "2", "--strategy", strategy)
+    with (tmp_path / "stdout").open("w") as stdout, (tmp_path / "stderr").open("w") as stderr:
+        ran = subprocess.Popen(asked, stdout=stdout, stderr=stderr, text=True, cwd=ROOT)
+        listening = listening_until_end(ran)
+    assert ran.returncode == 0, (tmp_path / "stderr").read_text()[-3000:]
+    assert listening, "the processes did not speak to each other"
+    assert not [address for address in listening if not is_loopback(address)]
+    report = json.loads((tmp_path / "stdout").read_text())
+    built = {stage["label"] for stage in report["stages"] if stage["status"] == "built"}
     assert built >= set(TRAINING_STAGES)
     assert_same_but_for_rounding(full_curve(one), full_curve(prepared))
     for stage in ("sft", "dpo"):  # each begins with what the stage before it left; some of their figures are counts

@@ -19,7 +19,8 @@ from model.training.data import Batch, Ints, Ramp, WindowBatches, plan_steps
 from model.training.loop import AVERAGE_EVERY, Trainer, Validation
 from model.training.meter import MACHINE_FIGURES, Meter
 from model.training.objectives import NextToken
-from model.training.parallel import Accelerated, Placement, gradient_norm, place
+from model.training.parallel import Accelerated, Placement, gradient_norm
+from model.training.place import place
 from model.training.settings import LoopSettings, OptimizerSettings, ScheduleSettings
 
 CONFIG = ModelConfig(

@@ -1,6 +1,7 @@
 """A training job where it belongs: in place for one process, else as child processes under a distributed launcher.
 
-The children import neither Prefect nor MLflow; they report by a file that their parent reads, and die with it.
+The children import neither Prefect nor MLflow; they report by a file that their parent reads, and die with it. On one
+machine they meet through files and speak over the loopback interface; what they say is neither encrypted nor checked.
 `BESSEMER_LAUNCHER` replaces torchrun's command line, e.g. by `srun ... torchrun ...` (deployments/accelerate).
 """
 
@@ -28,6 +29,7 @@ from tasks.mechanism.store import Artifact, write_atomically
 POLL_SECONDS = 0.2
 STOP_SECONDS = 10.0  # between asking the children to stop and killing them
 LOG_TAIL_LINES = 25
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface's name
 
 
 Job = Callable[[TrainingRun, Any, Mapping[str, Path]], None]
@@ -74,13 +76,15 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
     )
     spec_path = scratch / "launch.json"
     write_atomically(spec_path, spec.model_dump_json().encode())
+    for path in (_agent_file(scratch), _group_file(scratch)):
+        path.unlink(missing_ok=True)  # a killed run's: whoever reads it would wait for processes that are gone
     with (scratch / "launch.log").open("wb") as log:
         children = subprocess.Popen(
             launch_command(run.execution, spec_path),
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, **child_settings(run.execution)},
+            env={**os.environ, **child_settings(run.execution), **_meeting_place(run.execution, scratch)},
             start_new_session=True,
             preexec_fn=die_with_parent,
         )
@@ -116,9 +120,40 @@ def launch_command(execution: Execution, spec_path: Path) -> list[str]:
                 "Ray cluster, or use launcher 'torchrun'."
             )
         return [sys.executable, "-m", "tasks.mechanism.launch.ray_cluster", str(spec_path)]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
-    launcher = shlex.split(custom) or [*torchrun, f"--nproc-per-node={execution.processes}"]
+    launcher = shlex.split(custom) or _torchrun(execution.processes, _agent_file(spec_path.parent))
     return [*launcher, "-m", "tasks.mechanism.launch.processes", str(spec_path)]
+
+
+def _torchrun(processes: int, agent_file: Path) -> list[str]:
+    """torchrun on this machine alone. Its own way to say that, `--standalone`, listens on every interface."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"),
+        *("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={agent_file}"),
+        *("--local-addr=127.0.0.1", "--max-restarts=0"),
+    ]
+
+
+def _agent_file(scratch: Path) -> Path:
+    """Where torchrun's agent meets itself."""
+    return scratch / "torchrun.store"
+
+
+def _group_file(scratch: Path) -> Path:
+    """Where the children of one machine meet (model/training/place.py)."""
+    return scratch / "group.store"
+
+
+def _meeting_place(execution: Execution, scratch: Path) -> dict[str, str]:
+    """Environment variables that keep processes of one machine on it; of several machines each launcher has its own.
+
+    Left to itself gloo listens where the host's name resolves to, NCCL on all but the loopback interface.
+    """
+    if execution.launcher == "ray" or os.environ.get("BESSEMER_LAUNCHER"):
+        return {}
+    interfaces = {name: os.environ.get(name, LOOPBACK) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+    # Otherwise torchrun (2.13) starts a TCPStore beside its file, for children that would ask it.
+    no_server = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {"BESSEMER_GROUP_FILE": str(_group_file(scratch)), **interfaces, **no_server}
 
 
 def child_settings(execution: Execution) -> dict[str, str]:
