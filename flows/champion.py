@@ -12,7 +12,7 @@ from flows.graph import Incumbent, Products, Start
 from flows.recipe import Recipe
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.store import Artifact, Manifest, Store, StoreDamage, now_utc, write_atomically
-from tasks.track import Role
+from tasks.track.protocol import Role
 
 
 class Champion(BaseModel):

@@ -7,6 +7,7 @@ from typing import Any
 
 from flows.recipe import Recipe
 from flows.show.markdown import report_files
+from flows.show.summary import MODEL_LABELS
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.progress import console, format_seconds
 from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, new_run_id, save_run
@@ -31,6 +32,7 @@ class InProcess:
             status="running",
             started=now_utc(),
             sources=dict(sources),
+            forms=dict(MODEL_LABELS),
         )
         self.tracker.begin(self.record)
         save_run(self.store, self.record)

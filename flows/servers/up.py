@@ -33,6 +33,7 @@ from tasks.mechanism.identity import canonical_json
 from tasks.mechanism.progress import console
 from tasks.mechanism.store import Store, file_sha256, write_atomically
 from tasks.track.connection import quiet_environment
+from tasks.track.pages import latest_page
 
 POLL_S = 0.5
 
@@ -77,7 +78,7 @@ def _start_all(home: Path, prefect_port: int, mlflow_port: int, running: ExitSta
     wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
     save_addresses(home, addresses)
     running.callback(forget_addresses, home)
-    print(f"Prefect: {addresses.prefect}\nMLflow:  {addresses.mlflow}", flush=True)
+    print(f"Prefect: {addresses.prefect}\nMLflow:  {addresses.mlflow}/{latest_page(addresses.mlflow)}", flush=True)
     console.print(f"Runs are started from Prefect's page or by `bessemer run`. Logs: {server_folder(home)}")
     console.print("Ctrl-C stops everything.")
     return [prefect, mlflow, worker]

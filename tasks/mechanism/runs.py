@@ -28,7 +28,11 @@ class StageRecord(BaseModel):
 
 
 class RunRecord(BaseModel):
-    """One pipeline run, at `runs/<run_id>.json`; written anew after each stage, so a crash leaves what was known."""
+    """One pipeline run, at `runs/<run_id>.json`; written anew after each stage, so a crash leaves what was known.
+
+    `forms` gives the label of the stage call that makes each form of the model, `roles` the form that is the candidate
+    and the one that is served.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -42,6 +46,8 @@ class RunRecord(BaseModel):
     error: str = ""
     tracking_run_id: str = ""
     sources: dict[str, str] = {}
+    forms: dict[str, str] = {}
+    roles: dict[str, str] = {}
     stages: list[StageRecord] = []
 
     def stage(self, label: str) -> StageRecord | None:

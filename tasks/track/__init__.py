@@ -4,60 +4,10 @@ Nothing here may fail or hold up a run that trains. A tracking server that is do
 person would look for the run there; one that goes away later is caught up with, from manifests and kept curves.
 """
 
-from typing import Literal, Protocol
-
 from tasks.mechanism.execution import NO_TRACKING, Execution
-from tasks.mechanism.runs import RunRecord, Status
-from tasks.mechanism.stage import Observer, Outcome, Silent
+from tasks.track.protocol import Role, Tracker, Untracked
 
-__all__ = ["Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
-
-Role = Literal["champion", "challenger"]
-
-
-class Tracker(Protocol):
-    """What a runner tells about a run as it goes."""
-
-    def begin(self, record: RunRecord) -> None:
-        """The run starts; the tracker writes its own id of it into `record.tracking_run_id`."""
-
-    def stage_observer(self, label: str) -> Observer:
-        """Who watches the stage that is about to be built."""
-
-    def stage_finished(self, outcome: Outcome) -> None:
-        """A stage was built or served."""
-
-    def judged(self, digest: str, role: Role) -> None:
-        """The gate made the model with this digest the champion, or left it a challenger."""
-
-    def attach(self, name: str, data: bytes) -> None:
-        """A file that stays with the run, such as `summary.md`."""
-
-    def finish(self, record: RunRecord, status: Status) -> None:
-        """The run ended; `record` is complete."""
-
-
-class Untracked:
-    """A tracker that records nothing: for tests and for `--no-tracking`."""
-
-    def begin(self, record: RunRecord) -> None:
-        """Ignore it."""
-
-    def stage_observer(self, label: str) -> Observer:
-        """Nobody watches."""
-        return Silent()
-
-    def stage_finished(self, outcome: Outcome) -> None:
-        """Ignore it."""
-
-    def judged(self, digest: str, role: Role) -> None:
-        """Ignore it."""
-
-    def attach(self, name: str, data: bytes) -> None:
-        """Ignore it."""
-
-    def finish(self, record: RunRecord, status: Status) -> None:
-        """Ignore it."""
+__all__ = ["Tracker", "Untracked", "assign_role", "open_tracker"]
 
 
 def open_tracker(execution: Execution) -> Tracker:
@@ -68,6 +18,7 @@ def open_tracker(execution: Execution) -> Tracker:
     """
     if execution.tracking_uri == NO_TRACKING:
         return Untracked()
+    # Not at the top: MLflow takes 2 s to import, which `--no-tracking` and every other verb would wait for.
     from tasks.track.connection import connect
     from tasks.track.tracker import MlflowTracker
 
