@@ -1,7 +1,6 @@
 """`bessemer up`: Prefect's server, MLflow's server and a worker as one, until Ctrl-C; loopback only."""
 
 import fcntl
-import hashlib
 import os
 import signal
 import time
@@ -11,8 +10,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TextIO
 
-from flows.recipe import Recipe
-from flows.servers.deployments import COLLISION_STRATEGIES, ROOT, WORK_POOL, Overlap
+from flows.servers.deployed import fingerprint
+from flows.servers.deployments import COLLISION_STRATEGIES, WORK_POOL, Overlap
 from flows.servers.processes import (
     LOOPBACK,
     START_TIMEOUT_S,
@@ -28,10 +27,9 @@ from flows.servers.processes import (
     start_prefect,
     wait_until_healthy,
 )
-from tasks.mechanism.execution import Execution
-from tasks.mechanism.identity import canonical_json
+from flows.servers.unfinished import ask_for_signs_of_life
 from tasks.mechanism.progress import console
-from tasks.mechanism.store import Store, file_sha256, write_atomically
+from tasks.mechanism.store import Store, write_atomically
 from tasks.track.connection import quiet_environment
 from tasks.track.pages import latest_page
 
@@ -74,6 +72,7 @@ def _start_all(home: Path, prefect_port: int, mlflow_port: int, running: ExitSta
     mlflow = _kept(start_mlflow(home, mlflow_port), running)
     wait_until_healthy(prefect, f"{addresses.prefect_api}/health")
     _deploy(home, running)
+    ask_for_signs_of_life(addresses.prefect_api)  # before there is a worker: what is unfinished now, another one began
     worker = _kept(_start_worker(home), running)
     wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
     save_addresses(home, addresses)
@@ -91,11 +90,9 @@ def _kept(child: Child, running: ExitStack) -> Child:
 
 
 def _deploy(home: Path, running: ExitStack) -> None:
-    """Deploy prefect.yaml, unless the same one, with the same form, is in this home's database: it takes 10 s."""
+    """Deploy prefect.yaml, unless all that it depends on is as it was when this home's database was last told."""
     marker = home / "prefect" / "deployed.sha256"
-    form = canonical_json([kind.model_json_schema() for kind in (Recipe, Execution)])
-    wanted = file_sha256(ROOT / "prefect.yaml") + hashlib.sha256(form).hexdigest() + str(home.resolve())
-    wanted += os.environ["BESSEMER_OVERLAP"]
+    wanted = fingerprint(home)
     if marker.exists() and marker.read_text() == wanted:
         return
     child = _kept(start_child(home, "deploy", "flows.servers.deployments", ["apply"], {}), running)

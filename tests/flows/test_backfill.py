@@ -76,7 +76,8 @@ def test_date_by_date_gives_what_one_run_gives_and_the_schedule_goes_on(
     served: Execution, untracked: Execution, tmp_path: Path
 ) -> None:
     from flows.backfill import backfill
-    from flows.watch import WatchConfig, ingest
+    from flows.watch import ingest
+    from flows.watch_policy import WatchConfig
 
     recipe, watch = crawl(tmp_path), WatchConfig(retrain="never")
     backfilled = backfill(recipe, Dates(), watch, untracked)
@@ -116,7 +117,7 @@ def test_a_date_that_fails_stops_the_backfill_and_the_next_goes_on_from_it(
 ) -> None:
     from flows.backfill import backfill
     from flows.show.backfill import BackfillStopped
-    from flows.watch import WatchConfig
+    from flows.watch_policy import WatchConfig
 
     recipe, watch = crawl(tmp_path), WatchConfig(retrain="never")
     damaged = tmp_path / "text" / DAYS[1] / "documents.jsonl"
@@ -140,7 +141,7 @@ def test_a_date_that_fails_stops_the_backfill_and_the_next_goes_on_from_it(
 @pytest.mark.slow
 def test_each_date_may_be_trained_on_and_judged(served: Execution, untracked: Execution, tmp_path: Path) -> None:
     from flows.backfill import backfill
-    from flows.watch import WatchConfig
+    from flows.watch_policy import WatchConfig
 
     recipe = crawl(tmp_path, DAYS[:2], "pretrain.steps=20", "start=champion")
     backfilled = backfill(recipe, Dates(every="day"), WatchConfig(retrain="always"), untracked)

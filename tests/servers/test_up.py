@@ -14,13 +14,14 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
 
 from flows.recipe import load_plan, preset_names
 from flows.servers.lost_runs import AUTOMATION
-from flows.servers.processes import free_port, live_addresses
+from flows.servers.processes import free_port, live_addresses, start_temporary_prefect, wait_until_healthy
 from flows.servers.up import serve
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import list_runs
@@ -31,6 +32,7 @@ from tests.helpers.up import (
     ROOT,
     Served,
     ask,
+    begun,
     deployments,
     flow_run,
     foreign_addresses,
@@ -223,6 +225,25 @@ def test_run_killed_with_its_worker_is_crashed_by_itself_and_goes_on_when_retrie
         wait_until(lambda: going_on in log_lines(again, run), RESUME_TIMEOUT_S, "the resumption from the checkpoint")
         wait_for_state(again, run, lambda found: found.is_final(), RUN_TIMEOUT_S)
         assert flow_run(again, run).state.is_completed()
+    finally:
+        stop(again.process)
+
+
+def test_run_that_died_with_its_own_server_is_crashed_by_the_next_up(served: Served, tmp_path: Path) -> None:
+    """A `kill -9` of `bessemer backfill` without `up`: no automation ever heard of the run."""
+    home = tmp_path / "home"
+    copy_databases(served.home, home)
+    port = free_port()
+    child = start_temporary_prefect(home, port)
+    try:
+        wait_until_healthy(child, f"http://127.0.0.1:{port}/api/health")
+        lost = [begun(f"http://127.0.0.1:{port}/api", flow, "RUNNING") for flow in ("backfill", "backfill-date")]
+    finally:
+        child.stop()
+    again = start_served(home)
+    try:
+        for run in lost:
+            wait_for_state(again, UUID(run), lambda found: found.is_crashed(), RUN_TIMEOUT_S)
     finally:
         stop(again.process)
 
