@@ -31,9 +31,10 @@ from flows.servers.unfinished import ask_for_signs_of_life
 from tasks.mechanism.progress import console
 from tasks.mechanism.store import Store, write_atomically
 from tasks.track.connection import quiet_environment
+from tasks.track.ledger import ledgers
 from tasks.track.pages import latest_page
 
-POLL_S = 0.5
+POLL_S = 0.5  # between looks at whether all children live
 
 
 class Stopped(BaseException):
@@ -75,6 +76,8 @@ def _start_all(home: Path, prefect_port: int, mlflow_port: int, running: ExitSta
     ask_for_signs_of_life(addresses.prefect_api)  # before there is a worker: what is unfinished now, another one began
     worker = _kept(_start_worker(home), running)
     wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
+    if ledgers(home):
+        _kept(start_child(home, "catch-up", "tasks.track.completion", [str(home.resolve())], {}), running)
     save_addresses(home, addresses)
     running.callback(forget_addresses, home)
     print(f"Prefect: {addresses.prefect}\nMLflow:  {addresses.mlflow}/{latest_page(addresses.mlflow)}", flush=True)

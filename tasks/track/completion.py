@@ -1,16 +1,22 @@
-"""Bring into MLflow what it does not have of a run yet, while the run goes on, as it ends, or by a later run."""
+"""Bring into MLflow what it does not have of a run yet, while the run goes on, as it ends, or by a later run.
+
+`python -m tasks.track.completion HOME` does so for all runs that ended without it: `bessemer up` starts it, since until
+then MLflow's pages show a run that was killed as one that runs.
+"""
 
 import shutil
+import sys
 from pathlib import Path
 
 from mlflow.entities import Metric
 
 from tasks.evaluation.plots import read_curve
+from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, Status, run_folder
 from tasks.mechanism.stage import Outcome, curve_path
 from tasks.mechanism.store import Artifact, Store
 from tasks.track.artifacts import deliver_artifact
-from tasks.track.connection import Connection
+from tasks.track.connection import Connection, connect
 from tasks.track.delivery import (
     cost_metrics,
     deliver_files,
@@ -21,7 +27,7 @@ from tasks.track.delivery import (
     send,
     start_nested,
 )
-from tasks.track.ledger import Ledger, attachment_folder, drop_ledger, hold_ledger, ledger_folder, save_ledger
+from tasks.track.ledger import Ledger, attachment_folder, drop_ledger, hold_ledger, ledgers, save_ledger
 from tasks.track.registry import register_models, set_role
 
 _MLFLOW_STATUS: dict[Status, str] = {
@@ -99,7 +105,7 @@ def _outcomes_of(store: Store, record: RunRecord) -> list[Outcome]:
 
 def catch_up(connection: Connection, store: Store) -> None:
     """Deliver what earlier runs could not: the server had gone, or the process was killed."""
-    for path in sorted(ledger_folder(store).glob("*.json")):
+    for path in ledgers(store.home):
         try:
             with hold_ledger(store, path.stem):
                 _catch_up_one(connection, store, path)
@@ -116,3 +122,7 @@ def _catch_up_one(connection: Connection, store: Store, path: Path) -> None:
         complete(connection, store, ledger, RunRecord.model_validate_json(record_path.read_bytes()))
     else:
         path.unlink()
+
+
+if __name__ == "__main__":
+    catch_up(connect(Execution(home=Path(sys.argv[1]))), Store(Path(sys.argv[1])))

@@ -1,5 +1,6 @@
-"""What a run leaves in MLflow, derived from its record, manifests and curves alone, so it can be delivered late or
-again: metrics that are already there are not written twice.
+"""Parameters, metrics, data sets and tags that a run leaves in MLflow, derived from its record, manifests and curves.
+
+So they can be delivered late or again: metrics that are already there are not written twice.
 """
 
 import json
@@ -20,11 +21,11 @@ from tasks.mechanism.stage import Outcome
 from tasks.mechanism.store import Store
 from tasks.track.connection import Connection
 
-PARENT_CURVE_POINTS = 200
-MAX_METRICS_PER_BATCH = 1000
+PARENT_CURVE_POINTS = 200  # enough to compare runs by; the nested run has every point
+MAX_METRICS_PER_BATCH = 1000  # more, or more parameters than the next, are refused by MLflow's server
 MAX_PARAMS_PER_BATCH = 100
-MAX_DATASET_DIGEST = 36
-DATASET_ATTEMPTS = 5
+MAX_DATASET_DIGEST = 36  # the width of the column in MLflow's database
+DATASET_ATTEMPTS = 5  # each of four runs that begin at once may be refused by each of the others
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 Point = dict[str, float]
@@ -178,7 +179,7 @@ def thin(points: Sequence[Point], count: int) -> list[Point]:
             if name != "step":
                 series.setdefault(name, []).append(point)
     for name, own in series.items():
-        step = max(1, -(-len(own) // count))
+        step = max(1, -(-len(own) // count))  # rounded up: never more than `count`
         for point in own[::-1][::step]:
             kept = wanted.setdefault(int(point["step"]), {"step": point["step"]})
             kept[name] = point[name]

@@ -38,6 +38,11 @@ def ledger_folder(store: Store) -> Path:
     return tracking_folder(store.home) / "unsent"
 
 
+def ledgers(home: Path) -> list[Path]:
+    """Those of runs that go on, and of runs that ended before MLflow had all; oldest first."""
+    return sorted((tracking_folder(home) / "unsent").glob("*.json"))
+
+
 def attachment_folder(store: Store, run_id: str) -> Path:
     """Where a run's reports wait to be sent."""
     return ledger_folder(store) / run_id

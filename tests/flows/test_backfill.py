@@ -25,6 +25,7 @@ from tasks.mechanism.store import Store
 from tasks.text.dated import parse_dated
 from tasks.track import Untracked
 from tests.helpers.growing_text import SETTINGS, land, make_recipe, paragraphs
+from tests.helpers.up import ask_at
 
 DAYS = ("2026-01-30", "2026-01-31", "2026-02-02")
 DOCUMENTS = 80
@@ -85,6 +86,11 @@ def test_date_by_date_gives_what_one_run_gives_and_the_schedule_goes_on(
     assert (backfilled.passed_over, backfilled.missing) == ([], ["2026-02-01"])
     records = completed(untracked)
     assert [record.run_id for record in records] == [news.run_id for news in backfilled.taken_in.values()]
+    shown = {
+        run.name: run.tags for run in ask_at(os.environ["PREFECT_API_URL"], lambda client: client.read_flow_runs())
+    }
+    for record, day in zip(records, DAYS):
+        assert shown[record.run_id] == [f"{recipe.name} {day}"]
     assert [parse_dated(record.recipe["corpus"]).ranges[0].last for record in records] == [  # type: ignore[union-attr]
         date.fromisoformat(day) for day in DAYS
     ]
