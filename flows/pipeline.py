@@ -70,6 +70,7 @@ def name_flow_run(run_id: str) -> None:
     flow_run = context.flow_run
     given = set() if PREFECTS_OWN_NAME.fullmatch(flow_run.name) else {flow_run.name}
     get_client(sync_client=True).update_flow_run(flow_run.id, name=run_id, tags=given.union(flow_run.tags))
+    flow_run.name = run_id  # Prefect's own lines in the log name the run by this copy
 
 
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False)
