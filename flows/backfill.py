@@ -17,7 +17,8 @@ from flows.pipeline import artifact_key
 from flows.recipe import Recipe
 from flows.show.backfill import Backfilled, BackfillStopped, backfill_markdown, so_far
 from flows.show.news import News
-from flows.watch import WatchConfig, as_state, look
+from flows.watch import as_state, look
+from flows.watched import WatchConfig
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.progress import console
 from tasks.mechanism.store import Store
@@ -51,7 +52,8 @@ def backfill(
             named = take_in.with_options(flow_run_name=f"{recipe.name} {step.name}")
             state: State[Any] = named(recipe, step.days[-1], watch, execution, return_state=True)
             taken_in[step.name] = state.result()
-            logger.info("%s: %s", step.name, taken_in[step.name].outcome)
+            news = taken_in[step.name]
+            logger.info("%s: %s%s", step.name, news.outcome, f", by run {news.run_id}" if news.run_id else "")
     except ValueError as error:
         done = len(plan.steps) - len(plan.to_do) + len(taken_in)
         raise BackfillStopped(

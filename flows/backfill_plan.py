@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from rich.table import Table
 
 from flows.recipe import Recipe
-from flows.seen import Seen, read_seen
+from flows.watched import Seen, read_seen
 from model.settings import arrange_form
 from tasks.mechanism.progress import format_count
 from tasks.mechanism.store import Store

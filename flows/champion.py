@@ -16,7 +16,8 @@ from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, artifact_of, find_run, list_runs
 from tasks.mechanism.stage import was_made_with
 from tasks.mechanism.store import Artifact, Manifest, Store, StoreDamage, now_utc, write_atomically
-from tasks.track import Role, assign_role
+from tasks.track import assign_role
+from tasks.track.protocol import Role
 
 CHAMPION = "champion"
 

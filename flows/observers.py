@@ -15,8 +15,8 @@ from prefect.logging import get_run_logger
 from flows.show.markdown import loss_markdown
 from tasks.mechanism.progress import Progress, format_count, format_seconds
 
-PROGRESS_INTERVAL_S = 3.0
-CURVE_INTERVAL_S = 15.0
+PROGRESS_INTERVAL_S = 3.0  # an update is a request, which costs the server 0.1 CPU-s, and its page looks every few s
+CURVE_INTERVAL_S = 15.0  # the whole curve is drawn and sent anew each time
 
 
 class PrefectObserver:

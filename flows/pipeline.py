@@ -3,6 +3,7 @@
 Stages are called directly: a submitted task never sees a cancel, and trains on until it is killed without a checkpoint.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 from prefect import flow, task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.concurrency.sync import concurrency
+from prefect.context import FlowRunContext
 from prefect.logging import get_run_logger
 from prefect.states import Completed
 
@@ -32,6 +35,7 @@ from tasks.mechanism.store import Store
 from tasks.track import open_tracker
 
 TRAINING_SLOT = "gpu"
+PREFECTS_OWN_NAME = re.compile("[a-z]+-[a-z]+")  # an adjective and an animal, where nobody gave a name
 SLOT_LEASE_S = 60.0  # a killed holder's slot is free again after this long
 
 
@@ -55,6 +59,20 @@ def artifact_key(kind: str, name: str) -> str:
     return "".join(c if c.isalnum() and c.isascii() else "-" for c in f"{kind}-{name}".lower())
 
 
+def name_flow_run(run_id: str) -> None:
+    """Have Prefect's pages call this run as the terminal and MLflow do.
+
+    A name that somebody gave it (in the form, a backfill for its date, an earlier attempt) stays as a tag, to be found
+    by. `flow_run_name` of the flow could do neither: it is filled in before there is an id, and overrides the form's.
+    """
+    context = FlowRunContext.get()
+    assert context and context.flow_run
+    flow_run = context.flow_run
+    given = set() if PREFECTS_OWN_NAME.fullmatch(flow_run.name) else {flow_run.name}
+    get_client(sync_client=True).update_flow_run(flow_run.id, name=run_id, tags=given.union(flow_run.tags))
+    flow_run.name = run_id  # Prefect's own lines in the log name the run by this copy
+
+
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False)
 def stage_task(carry_out: Callable[[], Outcome]) -> State[Any]:
     """One stage call. Its state says whether the store had the result."""
@@ -72,6 +90,7 @@ class PrefectRunner(InProcess):
         super().__init__(*arguments)
         self._logger = get_run_logger()
         self._states: dict[str, State[Any]] = {}
+        name_flow_run(self.record.run_id)
         self._logger.info("Run %s, in %s", self.record.run_id, self.store.home)
         self._link_tracking()
 
@@ -118,9 +137,9 @@ class PrefectRunner(InProcess):
     def _link_tracking(self) -> None:
         addresses = live_addresses(self.execution.home)
         server = self.execution.tracking_uri or (addresses.mlflow if addresses else "")
-        run_id = self.record.tracking_run_id
-        if server.startswith("http") and run_id:
-            link = f"{server}/#/runs/{run_id}?workflowType=machine_learning"
+        page = self.tracker.page()
+        if server.startswith("http") and page:
+            link = f"{server.rstrip('/')}/{page}"
             key = artifact_key("mlflow", str(self.record.recipe["name"]))
             create_link_artifact(
                 link, "The run in MLflow", key=key, description="Curves, figures and artifacts in MLflow"

@@ -15,8 +15,9 @@ from flows.graph import Sources, Start
 from flows.recipe import Recipe
 from flows.run import InProcess, build_models, execute, resolve_sources, source_digests
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.machine import environment
 from tasks.mechanism.runs import RunRecord
-from tasks.mechanism.stage import Input, Outcome, Stage, environment, obtain
+from tasks.mechanism.stage import Input, Outcome, Stage, obtain
 from tasks.mechanism.store import Manifest, Store, StoreDamage
 from tasks.track import Tracker, Untracked
 

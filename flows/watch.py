@@ -5,47 +5,26 @@ whom, this is started.
 """
 
 import time
-from typing import Literal
 
 from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 from prefect.client.schemas.objects import State
 from prefect.logging import get_run_logger
 from prefect.states import Completed
-from pydantic import BaseModel, ConfigDict, Field
 
 from flows.champion import find_champion
 from flows.graph import Sources, prepare
 from flows.pipeline import PrefectRunner, artifact_key
 from flows.recipe import Recipe
-from flows.run import InProcess, Promotion, execute, resolve_sources, source_digests, train_models
-from flows.seen import Seen, read_seen, write_seen
+from flows.run import InProcess, execute, resolve_sources, source_digests, train_models
 from flows.show.markdown import report_files
 from flows.show.news import NOTHING_NEW, News, notification
 from flows.show.summary import summarise
-from model.settings import arrange_form
+from flows.watched import Seen, WatchConfig, read_seen, wants_training, write_seen
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.store import Store
 from tasks.track import open_tracker
-
-
-class WatchConfig(BaseModel):
-    """What to do about new text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
-
-    retrain: Literal["never", "when grown", "always"] = Field(
-        "when grown", description="Train never, when new tokens exceed the share below, or on any new text."
-    )
-    new_share: float = Field(
-        0.05, ge=0, le=100, description="Share of new tokens, against those last trained on, that calls for training."
-    )
-    promote: Promotion = Field(
-        "by the gate",
-        description="Whether the gate's verdict makes a new model the champion; never: it stays a challenger until "
-        "somebody says `bessemer promote`.",
-    )
 
 
 @flow(name="ingest", log_prints=False)
@@ -118,13 +97,6 @@ def look(recipe: Recipe, watch: WatchConfig, execution: Execution) -> News:
         verdict=summary.verdict.get("verdict", ""),
         seconds=seconds,
     )
-
-
-def wants_training(watch: WatchConfig, trained_tokens: float, tokens: float) -> bool:
-    """Whether the policy calls for training. Text that shrank, a takedown, counts as change too."""
-    if watch.retrain == "when grown":
-        return trained_tokens == 0 or abs(tokens - trained_tokens) > watch.new_share * trained_tokens
-    return watch.retrain == "always"
 
 
 def _metric(store: Store, record: RunRecord, label: str, name: str) -> float:

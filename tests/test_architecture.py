@@ -17,23 +17,8 @@ LAYERS = {"model": 0, "tasks": 1, "flows": 2}
 # layer's own folder.
 ROOMS = {
     "flows": (
-        "cli",
-        "servers",
-        "backfill",
-        "watch",
-        "pipeline",
-        "observers",
-        "show",
-        "gc",
-        "verify",
-        "plan",
-        "run",
-        "backfill_plan",
-        "seen",
-        "champion",
-        "graph",
-        "recipe",
-        "addresses",
+        *("cli", "servers", "backfill", "watch", "pipeline", "observers", "show", "gc", "verify", "plan"),
+        *("backfill_plan", "watched", "run", "champion", "graph", "recipe", "addresses"),
     ),
     "tasks": ("track", "evaluation", "train", "models", "tokens", "chats", "text", "mechanism"),
     "model": (

@@ -17,7 +17,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from flows.recipe import PRESET_FOLDER, Recipe, load_plan, preset_names
-from flows.servers.lost_runs import AUTOMATION, HEARTBEAT_ENVIRONMENT, lost_runs_automation
+from flows.servers.lost_runs import AUTOMATION, HEARTBEAT_ENVIRONMENT, lost_runs_automation, renewed
 from flows.servers.notify import EVENT, RESOURCE
 from tasks.mechanism.execution import Execution
 
@@ -178,8 +178,12 @@ async def prepare_server() -> None:
             await client.read_global_concurrency_limit_by_name(TRAINING_SLOT)
         except ObjectNotFound:
             await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=TRAINING_SLOT, limit=1))
-        if not await client.read_automations_by_name(AUTOMATION):
+        found = await client.read_automations_by_name(AUTOMATION)
+        if not found:
             await client.create_automation(lost_runs_automation())
+        for automation in found:
+            if wanted := renewed(automation):
+                await client.update_automation(automation.id, wanted)
 
 
 def apply() -> None:

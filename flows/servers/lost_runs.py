@@ -2,6 +2,7 @@
 
 A run reports that it lives every HEARTBEAT_S. An automation on the server waits for the report; a run that misses a few
 is *Crashed*. By then the lease of its training slot has ended too, so that a retry goes on from the last checkpoint.
+Of a run whose last report no automation heard, `bessemer up` asks for another as it starts (unfinished.py).
 """
 
 import os
@@ -9,10 +10,13 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from prefect.events.schemas.automations import AutomationCore
+    from prefect.events.schemas.automations import Automation, AutomationCore
 
 AUTOMATION = "bessemer: runs that are gone"
-FLOWS = ("bessemer", "ingest")
+FLOWS = ("bessemer", "ingest", "backfill", "backfill-date")
+"""All flows that we have; a test holds this against the code."""
+HEARTBEAT = "prefect.flow-run.heartbeat"
+FOUND_SILENT = "bessemer.flow-run.found-silent"
 HEARTBEAT_S = 30  # the least that Prefect allows
 HEARTBEAT_ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
 PATIENCE_S = 90.0
@@ -38,13 +42,12 @@ def patience_s() -> float:
 
 
 def lost_runs_automation() -> "AutomationCore":
-    """After a heartbeat of one of our runs, another must follow, or its end; else the run is crashed."""
+    """After a heartbeat of one of our runs, or a question for one, another must follow, or its end; else it crashed."""
     from prefect.client.schemas.objects import StateType
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
     from prefect.events.schemas.events import ResourceSpecification
 
-    heartbeat = "prefect.flow-run.heartbeat"
     ends = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
     seconds = patience_s()
     return AutomationCore(
@@ -55,8 +58,8 @@ def lost_runs_automation() -> "AutomationCore":
             match_related=ResourceSpecification(
                 {"prefect.resource.role": "flow", "prefect.resource.name": list(FLOWS)}
             ),
-            after={heartbeat},
-            expect={heartbeat, *ends},
+            after={HEARTBEAT, FOUND_SILENT},
+            expect={HEARTBEAT, *ends},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
             threshold=1,
@@ -70,3 +73,25 @@ def lost_runs_automation() -> "AutomationCore":
             )
         ],
     )
+
+
+def renewed(found: "Automation") -> "AutomationCore | None":
+    """What an automation of an earlier version must become; None where it watches what it should.
+
+    The patience and whether it is enabled are left as they are: both are set on its page.
+    """
+    from prefect.events.schemas.automations import EventTrigger
+
+    wanted, now = lost_runs_automation(), found.trigger
+    if not isinstance(now, EventTrigger):
+        return None  # somebody made another kind of automation of it
+    trigger = wanted.trigger.model_copy(update={"within": now.within})
+    if all(_watched(now, name) == _watched(trigger, name) for name in ("match_related", "after", "expect")):
+        return None
+    return wanted.model_copy(update={"trigger": trigger, "enabled": found.enabled})
+
+
+def _watched(trigger: object, name: str) -> object:
+    """A field of a trigger as the server would be told, in one order."""
+    value = getattr(trigger, name)
+    return value.model_dump() if hasattr(value, "model_dump") else sorted(value)

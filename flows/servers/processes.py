@@ -19,6 +19,7 @@ LOOPBACK = "127.0.0.1"
 START_TIMEOUT_S = 120.0  # Prefect's first start migrates its database: 16 s on an idle machine, 41 s on a busy one
 STOP_TIMEOUT_S = 15.0
 LOG_TAIL_LINES = 15
+# What a server that lives as long as one run has no use for; each would poll the database.
 _SERVICES_OF_A_SCHEDULE = (
     "SCHEDULER",
     "LATE_RUNS",
@@ -169,7 +170,7 @@ def start_mlflow(home: Path, port: int) -> Child:
     folder.mkdir(parents=True, exist_ok=True)
     artifacts = folder / "artifacts"
     arguments = [
-        *("server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),
+        *("server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),  # each takes 0.2 GB; one person looks
         *("--backend-store-uri", local_tracking_uri(home)),
         *("--default-artifact-root", str(artifacts), "--artifacts-destination", str(artifacts)),
     ]

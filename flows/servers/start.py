@@ -44,7 +44,7 @@ def backfill_with_prefect(recipe: Recipe, dates: Dates, watch: Mapping[str, Any]
     """
     with _flows(execution):
         from flows.backfill import backfill
-        from flows.watch import WatchConfig
+        from flows.watched import WatchConfig
 
         return backfill(recipe, dates, WatchConfig.model_validate(watch), execution)
 

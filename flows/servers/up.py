@@ -1,7 +1,6 @@
 """`bessemer up`: Prefect's server, MLflow's server and a worker as one, until Ctrl-C; loopback only."""
 
 import fcntl
-import hashlib
 import os
 import signal
 import time
@@ -12,8 +11,8 @@ from types import FrameType
 from typing import TextIO
 
 from flows.addresses import Addresses, forget_addresses, save_addresses, server_folder
-from flows.recipe import Recipe
-from flows.servers.deployments import COLLISION_STRATEGIES, ROOT, WORK_POOL, Overlap
+from flows.servers.deployed import fingerprint
+from flows.servers.deployments import COLLISION_STRATEGIES, WORK_POOL, Overlap
 from flows.servers.processes import (
     LOOPBACK,
     START_TIMEOUT_S,
@@ -25,13 +24,14 @@ from flows.servers.processes import (
     start_prefect,
     wait_until_healthy,
 )
-from tasks.mechanism.execution import Execution
-from tasks.mechanism.identity import canonical_json
+from flows.servers.unfinished import ask_for_signs_of_life
 from tasks.mechanism.progress import console
-from tasks.mechanism.store import Store, file_sha256, write_atomically
+from tasks.mechanism.store import Store, write_atomically
 from tasks.track.connection import quiet_environment
+from tasks.track.ledger import ledgers
+from tasks.track.pages import latest_page
 
-POLL_S = 0.5
+POLL_S = 0.5  # between looks at whether all children live
 
 
 class Stopped(BaseException):
@@ -70,11 +70,14 @@ def _start_all(home: Path, prefect_port: int, mlflow_port: int, running: ExitSta
     mlflow = _kept(start_mlflow(home, mlflow_port), running)
     wait_until_healthy(prefect, f"{addresses.prefect_api}/health")
     _deploy(home, running)
+    ask_for_signs_of_life(addresses.prefect_api)  # before there is a worker: what is unfinished now, another one began
     worker = _kept(_start_worker(home), running)
     wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
+    if ledgers(home):
+        _kept(start_child(home, "catch-up", "tasks.track.completion", [str(home.resolve())], {}), running)
     save_addresses(home, addresses)
     running.callback(forget_addresses, home)
-    print(f"Prefect: {addresses.prefect}\nMLflow:  {addresses.mlflow}", flush=True)
+    print(f"Prefect: {addresses.prefect}\nMLflow:  {addresses.mlflow}/{latest_page(addresses.mlflow)}", flush=True)
     console.print(f"Runs are started from Prefect's page or by `bessemer run`. Logs: {server_folder(home)}")
     console.print("Ctrl-C stops everything.")
     return [prefect, mlflow, worker]
@@ -87,11 +90,9 @@ def _kept(child: Child, running: ExitStack) -> Child:
 
 
 def _deploy(home: Path, running: ExitStack) -> None:
-    """Deploy prefect.yaml, unless the same one, with the same form, is in this home's database: it takes 10 s."""
+    """Deploy prefect.yaml, unless all that it depends on is as it was when this home's database was last told."""
     marker = home / "prefect" / "deployed.sha256"
-    form = canonical_json([kind.model_json_schema() for kind in (Recipe, Execution)])
-    wanted = file_sha256(ROOT / "prefect.yaml") + hashlib.sha256(form).hexdigest() + str(home.resolve())
-    wanted += os.environ["BESSEMER_OVERLAP"]
+    wanted = fingerprint(home)
     if marker.exists() and marker.read_text() == wanted:
         return
     child = _kept(start_child(home, "deploy", "flows.servers.deployments", ["apply"], {}), running)

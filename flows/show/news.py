@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict
 
-from flows.seen import Seen, file_changes
 from flows.show.summary import Summary
+from flows.watched import Seen, file_changes
 from tasks.mechanism.progress import format_count, format_seconds
 
 NOTHING_NEW = "nothing new"

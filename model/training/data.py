@@ -1,7 +1,7 @@
 """Which tokens a training step sees: a pure function of (seed, step), however many processes share the step.
 
-So a resumed run continues exactly, a curve does not depend on the number of processes, and `trace` can tell which steps
-saw a document.
+So a resumed run continues exactly, a curve does not depend on the number of processes, and which steps saw a document
+can be computed afterwards.
 """
 
 from bisect import bisect_left, insort

@@ -4,66 +4,10 @@ Nothing here may fail or hold up a run that trains. A tracking server that is do
 person would look for the run there; one that goes away later is caught up with, from manifests and kept curves.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Literal, Protocol
-
 from tasks.mechanism.execution import NO_TRACKING, Execution
-from tasks.mechanism.observe import Reporter, Silent
-from tasks.mechanism.runs import RunRecord, Status
-from tasks.mechanism.stage import Outcome
-from tasks.mechanism.store import Store
+from tasks.track.protocol import Report, Role, Tracker, Untracked, no_report
 
-__all__ = ["Report", "Role", "Tracker", "Untracked", "assign_role", "open_tracker"]
-
-Role = Literal["champion", "challenger"]
-
-
-class Tracker(Protocol):
-    """What a runner tells about a run as it goes."""
-
-    def begin(self, record: RunRecord) -> None:
-        """The run starts; the tracker writes its own id of it into `record.tracking_run_id`."""
-
-    def stage_observer(self, label: str) -> Reporter:
-        """Who watches the stage that is about to be built."""
-
-    def stage_finished(self, outcome: Outcome) -> None:
-        """A stage was built or served."""
-
-    def judged(self, digest: str, role: Role) -> None:
-        """The gate made the model with this digest the champion, or left it a challenger."""
-
-    def finish(self, record: RunRecord, status: Status) -> None:
-        """The run ended; `record` is complete."""
-
-
-class Untracked:
-    """A tracker that records nothing: for tests and for `--no-tracking`."""
-
-    def begin(self, record: RunRecord) -> None:
-        """Ignore it."""
-
-    def stage_observer(self, label: str) -> Reporter:
-        """Nobody watches."""
-        return Silent()
-
-    def stage_finished(self, outcome: Outcome) -> None:
-        """Ignore it."""
-
-    def judged(self, digest: str, role: Role) -> None:
-        """Ignore it."""
-
-    def finish(self, record: RunRecord, status: Status) -> None:
-        """Ignore it."""
-
-
-Report = Callable[[Store, RunRecord], Mapping[str, bytes]]
-"""Makes the files that stay with a run that has ended, by name, such as `summary.md`."""
-
-
-def no_report(store: Store, record: RunRecord) -> Mapping[str, bytes]:
-    """No files."""
-    return {}
+__all__ = ["Tracker", "Untracked", "assign_role", "open_tracker"]
 
 
 def open_tracker(execution: Execution, report: Report = no_report) -> Tracker:
@@ -74,6 +18,7 @@ def open_tracker(execution: Execution, report: Report = no_report) -> Tracker:
     """
     if execution.tracking_uri == NO_TRACKING:
         return Untracked()
+    # Not at the top: MLflow takes 2 s to import, which `--no-tracking` and every other verb would wait for.
     from tasks.track.connection import connect
     from tasks.track.tracker import MlflowTracker
 

@@ -1,33 +1,31 @@
-"""What a run leaves in MLflow, derived from its record, manifests and curves alone, so it can be delivered late or
-again: metrics that are already there are not written twice.
+"""Parameters, metrics, data sets and tags that a run leaves in MLflow, derived from its record, manifests and curves.
+
+So they can be delivered late or again: metrics that are already there are not written twice.
 """
 
 import json
 import os
 import re
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunInfo, RunTag
 from mlflow.exceptions import MlflowException
 
-from tasks.evaluation.plots import stage_plots
-from tasks.mechanism.progress import console
 from tasks.mechanism.runs import RunRecord, flatten
 from tasks.mechanism.stage import Outcome
 from tasks.mechanism.store import Store
 from tasks.track.connection import Connection
 
-PARENT_CURVE_POINTS = 200
-MAX_METRICS_PER_BATCH = 1000
+PARENT_CURVE_POINTS = 200  # enough to compare runs by; the nested run has every point
+MAX_METRICS_PER_BATCH = 1000  # more, or more parameters than the next, are refused by MLflow's server
 MAX_PARAMS_PER_BATCH = 100
-MAX_DATASET_DIGEST = 36
-DATASET_ATTEMPTS = 5
+MAX_DATASET_DIGEST = 36  # the width of the column in MLflow's database
+DATASET_ATTEMPTS = 5  # each of four runs that begin at once may be refused by each of the others
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 Point = dict[str, float]
@@ -61,8 +59,8 @@ def experiment_id(connection: Connection, name: str) -> str:
     return str(found.experiment_id)
 
 
-def start_parent(connection: Connection, record: RunRecord) -> str:
-    """Create the pipeline run with every stage's parameters and its data sets; returns its id."""
+def start_parent(connection: Connection, record: RunRecord) -> RunInfo:
+    """Create the pipeline run with every stage's parameters and its data sets; returns its ids."""
     client, recipe = connection.client, record.recipe
     tags = {
         "recipe": str(recipe["name"]),
@@ -83,7 +81,7 @@ def start_parent(connection: Connection, record: RunRecord) -> str:
     send(connection, run_id, params=parameters(recipe))
     sources = [dataset(name, str(recipe.get(name, name)), digest) for name, digest in record.sources.items()]
     log_datasets(connection, run_id, sources)
-    return run_id
+    return run.info
 
 
 def git_commit() -> str:
@@ -181,7 +179,7 @@ def thin(points: Sequence[Point], count: int) -> list[Point]:
             if name != "step":
                 series.setdefault(name, []).append(point)
     for name, own in series.items():
-        step = max(1, -(-len(own) // count))
+        step = max(1, -(-len(own) // count))  # rounded up: never more than `count`
         for point in own[::-1][::step]:
             kept = wanted.setdefault(int(point["step"]), {"step": point["step"]})
             kept[name] = point[name]
@@ -228,20 +226,6 @@ def deliver_nested(connection: Connection, run_id: str, outcome: Outcome, points
     inputs = [dataset(name, f"bessemer:{digest}", digest) for name, digest in manifest.inputs.items()]
     log_datasets(connection, run_id, inputs)
     client.set_terminated(run_id, "FINISHED", timestamp)
-
-
-def deliver_plots(connection: Connection, run_id: str, store: Store, outcome: Outcome) -> None:
-    """The stage's pictures. One that cannot be drawn is left out: it must not keep the figures back."""
-    try:
-        pictures = stage_plots(store, outcome)
-    except Exception as error:
-        console.print(f"  no plots of {outcome.label}: {error}", markup=False)
-        return
-    if pictures:
-        with tempfile.TemporaryDirectory() as folder:
-            for name, data in pictures.items():
-                (Path(folder) / name).write_bytes(data)
-            connection.client.log_artifacts(run_id, folder, "plots")
 
 
 def deliver_files(connection: Connection, run_id: str, folder: Path) -> None:

@@ -14,11 +14,10 @@ from mlflow.types.schema import Array, Object, Property
 
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.stage import Outcome
-from tasks.track import Role, delivery
 from tasks.track.connection import Connection
+from tasks.track.delivery import ROOT, experiment_id, parameters
+from tasks.track.protocol import Role
 
-# The labels of the stage calls whose artifacts are models, and the alias of each.
-ALIASES = {"pretrain": "base", "sft": "sft", "dpo": "dpo", "int8": "int8", "fp4": "fp4"}
 EXAMPLE = [{"messages": [{"role": "user", "content": "What does os.path.join do?"}]}]
 _MESSAGE = Object([Property("role", DataType.string), Property("content", DataType.string)])
 SIGNATURE = ModelSignature(
@@ -31,20 +30,19 @@ SIGNATURE = ModelSignature(
 def register_models(
     connection: Connection, record: RunRecord, outcomes: Sequence[Outcome], nested: Mapping[str, str]
 ) -> None:
-    """See that each model among `outcomes` has a version and that its alias points there."""
-    models = [outcome for outcome in outcomes if outcome.label in ALIASES]
+    """See that each model among `outcomes` has a version and that its form's alias points there."""
+    models = [(form, outcome) for form, label in record.forms.items() for outcome in outcomes if outcome.label == label]
     if not models:
         return
     name = str(record.recipe["name"])
     aliases = _aliases(connection, name)
-    for outcome in models:
-        alias = ALIASES[outcome.label]
+    for form, outcome in models:
         version = find_version(connection, name, outcome.artifact.digest)
         if version is None:
             source_run = nested.get(outcome.label, record.tracking_run_id)
-            version = _create_version(connection, record, outcome, source_run)
-        if aliases.get(alias) != str(version.version):
-            connection.client.set_registered_model_alias(name, alias, str(version.version))
+            version = _create_version(connection, record, form, outcome, source_run)
+        if aliases.get(form) != str(version.version):
+            connection.client.set_registered_model_alias(name, form, str(version.version))
 
 
 def set_role(connection: Connection, recipe_name: str, digest: str, role: Role) -> None:
@@ -78,15 +76,17 @@ def _aliases(connection: Connection, name: str) -> dict[str, str]:
     return {alias: str(version) for alias, version in model.aliases.items()}
 
 
-def _create_version(connection: Connection, record: RunRecord, outcome: Outcome, source_run: str) -> ModelVersion:
+def _create_version(
+    connection: Connection, record: RunRecord, form: str, outcome: Outcome, source_run: str
+) -> ModelVersion:
     client, name = connection.client, str(record.recipe["name"])
-    tags = lineage(record, outcome)
+    tags = lineage(record, form, outcome)
     logged = client.create_logged_model(
-        delivery.experiment_id(connection, name),
-        name=ALIASES[outcome.label],
+        experiment_id(connection, name),
+        name=form,
         source_run_id=source_run,
         tags=tags,
-        params=delivery.parameters(outcome.manifest.config),
+        params=parameters(outcome.manifest.config),
         model_type="chat",
     )
     with tempfile.TemporaryDirectory(dir=_scratch(outcome)) as folder:
@@ -98,7 +98,7 @@ def _create_version(connection: Connection, record: RunRecord, outcome: Outcome,
         source=logged.artifact_location,
         run_id=source_run,
         tags=tags,
-        description=describe(record, outcome),
+        description=describe(record, form, outcome),
         model_id=logged.model_id,
     )
 
@@ -117,7 +117,7 @@ def _save(logged: LoggedModel, outcome: Outcome, folder: Path) -> None:
         path=str(folder),
         python_model=str(code),
         artifacts={"model": str(outcome.artifact.path)},
-        code_paths=[str(delivery.ROOT / "tasks"), str(delivery.ROOT / "model")],
+        code_paths=[str(ROOT / "tasks"), str(ROOT / "model")],
         mlflow_model=Model(model_uuid=logged.model_id, run_id=logged.source_run_id, model_id=logged.model_id),
         signature=SIGNATURE,
         input_example=EXAMPLE,
@@ -133,11 +133,11 @@ def _requirements() -> list[str]:
     return [f"{package}=={version(package).partition('+')[0]}" for package in needed]
 
 
-def lineage(record: RunRecord, outcome: Outcome) -> dict[str, str]:
+def lineage(record: RunRecord, form: str, outcome: Outcome) -> dict[str, str]:
     """Where a model came from, as tags that can be searched."""
     manifest = outcome.manifest
     tags = {
-        "form": ALIASES[outcome.label],
+        "form": form,
         "recipe": str(record.recipe["name"]),
         "corpus": str(record.recipe.get("corpus", "")),
         "digest": manifest.digest,
@@ -151,12 +151,12 @@ def lineage(record: RunRecord, outcome: Outcome) -> dict[str, str]:
     return {name: value for name, value in tags.items() if value}
 
 
-def describe(record: RunRecord, outcome: Outcome) -> str:
+def describe(record: RunRecord, form: str, outcome: Outcome) -> str:
     """A version's description: what it is, its figures, how to build it again."""
     manifest = outcome.manifest
     figures = "\n".join(f"| {name} | {value:.6g} |" for name, value in sorted(manifest.metrics.items()))
     return (
-        f"**{ALIASES[outcome.label]}** of recipe `{record.recipe['name']}`, built by stage `{manifest.stage}` in "
+        f"**{form}** of recipe `{record.recipe['name']}`, built by stage `{manifest.stage}` in "
         f"{manifest.seconds:.0f} s ({manifest.size_bytes / 1e6:.1f} MB).\n\n"
         f"| figure | value |\n|---|---|\n{figures}\n\n"
         f"Built by run `{record.run_id}`: `{record.command}`\n"

@@ -1,5 +1,6 @@
 """The chat model as MLflow loads and serves it: models-from-code, so that nothing pickled is ever read."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ SETTINGS = {"temperature": 0.0, "max_tokens": 200}
 
 
 class ServedChat(PythonModel):
-    """`predict([{"messages": [{"role": "user", "content": "..."}]}])` -> one answer per conversation."""
+    """`predict([{"messages": [{"role": "user", "content": "..."}]}])` -> one answer per conversation.
+
+    Answers are given one after the other: MLflow's server calls from several threads, and the model has one cache of
+    keys and values.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights."""
         from tasks.models.chat import ChatModel
 
         self._model = ChatModel.load(Path(context.artifacts["model"]))
+        # No RLock: the server fetches the pieces of one stream from whichever thread is free.
+        self._turn = threading.Lock()
 
     def predict(
         self, context: PythonModelContext, model_input: TypeFromExample, params: dict[str, Any] | None = None
@@ -35,9 +42,10 @@ class ServedChat(PythonModel):
     def _answer(self, conversation: Any, params: dict[str, Any]) -> Iterator[str]:
         settings = {**SETTINGS, **params}
         messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in conversation["messages"]]
-        yield from self._model.stream(
-            messages, temperature=float(settings["temperature"]), max_tokens=int(settings["max_tokens"])
-        )
+        with self._turn:
+            yield from self._model.stream(
+                messages, temperature=float(settings["temperature"]), max_tokens=int(settings["max_tokens"])
+            )
 
 
 def _conversations(model_input: Any) -> list[dict[str, Any]]:

@@ -1,56 +1,27 @@
 """The tracker of a run: the run only appends to lists, a thread of its own talks to MLflow."""
 
-import fcntl
-import shutil
 import threading
 from collections import deque
 from collections.abc import Mapping
-from pathlib import Path
-from typing import TextIO
 
 from mlflow.entities import Metric
-from pydantic import BaseModel, ConfigDict
 
-from tasks.evaluation.plots import read_curve
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.observe import Reporter
 from tasks.mechanism.progress import Progress, console
-from tasks.mechanism.runs import RunRecord, Status, run_folder
-from tasks.mechanism.stage import Outcome, curve_path
-from tasks.mechanism.store import Artifact, Store, write_atomically
-from tasks.track import Report, Role, delivery, registry
-from tasks.track.connection import Connection, tracking_folder
+from tasks.mechanism.runs import RunRecord, Status
+from tasks.mechanism.stage import Outcome
+from tasks.mechanism.store import Store
+from tasks.track.completion import catch_up, complete, deliver, nested_run
+from tasks.track.connection import Connection
+from tasks.track.delivery import now_ms, points_to_metrics, send, start_parent
+from tasks.track.ledger import Judgement, Ledger, attachment_folder, hold_ledger, save_ledger
+from tasks.track.pages import run_page
+from tasks.track.protocol import Report, Role
 
-LIVE_INTERVAL_S = 3.0
-FINISH_TIMEOUT_S = 120.0
-MAX_LIVE_POINTS = 50_000
-_MLFLOW_STATUS: dict[Status, str] = {
-    "running": "FAILED",  # found so by a later run: its process died
-    "completed": "FINISHED",
-    "failed": "FAILED",
-    "cancelled": "KILLED",
-}
-
-
-class Judgement(BaseModel):
-    """What the gate made of the run's model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    digest: str
-    role: Role
-
-
-class Ledger(BaseModel):
-    """What of a run MLflow has; at `mlflow/unsent/<run_id>.json` until all is delivered."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    run_id: str
-    tracking_uri: str
-    nested: dict[str, str] = {}
-    delivered: list[str] = []
-    judged: Judgement | None = None
+LIVE_INTERVAL_S = 3.0  # a batch of 1,000 points takes 0.2 s on SQLite and 0.4 s by HTTP
+FINISH_TIMEOUT_S = 120.0  # uploading five models takes its time; a server that is away costs two retries of 20 s
+MAX_LIVE_POINTS = 50_000  # of a server that is away; what falls out is delivered from the curve on disk
 
 
 class StageObserver:
@@ -58,7 +29,7 @@ class StageObserver:
 
     def __init__(self, label: str) -> None:
         self.label = label
-        self.started_ms = delivery.now_ms()
+        self.started_ms = now_ms()
         self.is_building = False
         self.points: deque[Metric] = deque(maxlen=MAX_LIVE_POINTS)
 
@@ -68,7 +39,7 @@ class StageObserver:
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep it."""
         self.is_building = True
-        self.points.extend(delivery.points_to_metrics([{"step": step, **values}], "", delivery.now_ms()))
+        self.points.extend(points_to_metrics([{"step": step, **values}], "", now_ms()))
 
     def rewind(self, step: int) -> None:
         """What was sent stays in MLflow: it has no way to take a point back."""
@@ -84,12 +55,14 @@ class StageObserver:
 
 
 class MlflowTracker:
-    """See `tasks.track.Tracker`. Failures of MLflow are noted and made up for, never raised, once the run began."""
+    """A `Tracker` (protocol.py). Once the run began, failures of MLflow are noted and made up for, never raised."""
 
     def __init__(self, connection: Connection, execution: Execution, report: Report) -> None:
         self._connection = connection
         self._report = report
         self._store = Store(execution.home)
+        self._mirror = execution.mirror
+        self._page = ""
         self._observers: dict[str, StageObserver] = {}
         self._outcomes: list[Outcome] = []
         self._wake = threading.Event()
@@ -104,17 +77,23 @@ class MlflowTracker:
             ValueError: MLflow refused, before any work was done.
         """
         try:
-            record.tracking_run_id = delivery.start_parent(self._connection, record)
+            info = start_parent(self._connection, record)
         except Exception as error:
             raise ValueError(
                 f"The run cannot be recorded at {self._connection.uri}: {error} Use --no-tracking to run without."
             ) from error
+        record.tracking_run_id = str(info.run_id)
+        self._page = run_page(str(info.experiment_id), str(info.run_id))
         self._record = record
-        self._ledger = Ledger(run_id=record.run_id, tracking_uri=self._connection.uri)
+        self._ledger = Ledger(run_id=record.run_id, tracking_uri=self._connection.uri, mirror=self._mirror)
         self._lock = hold_ledger(self._store, record.run_id)
         save_ledger(self._store, self._ledger)
         self._thread = threading.Thread(target=self._listen, name="mlflow", daemon=True)
         self._thread.start()
+
+    def page(self) -> str:
+        """The run's page below the server's address."""
+        return self._page
 
     def stage_observer(self, label: str) -> Reporter:
         """Watch a stage."""
@@ -135,7 +114,7 @@ class MlflowTracker:
         """Keep its files beside the ledger until they are sent."""
         try:
             for name, data in self._report(self._store, record).items():
-                path = _attachments(self._store, record.run_id) / name
+                path = attachment_folder(self._store, record.run_id) / name
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
         except OSError as failure:  # a full disk must not hide why the run ended
@@ -188,11 +167,9 @@ class MlflowTracker:
         for label, observer in list(self._observers.items()):
             if not observer.is_building or label in self._ledger.delivered:
                 continue
-            run_id = _nested_run(self._connection, self._store, self._ledger, self._record, label, observer.started_ms)
+            run_id = nested_run(self._connection, self._store, self._ledger, self._record, label, observer.started_ms)
             metrics = [observer.points.popleft() for _ in range(len(observer.points))]
-            delivery.send(
-                self._connection, run_id, metrics
-            )  # where it fails, the delivery from the curve fills the gap
+            send(self._connection, run_id, metrics)  # where it fails, the delivery from the curve fills the gap
 
     def _deliver_outcomes(self) -> None:
         outcomes = self._outcomes[:]
@@ -202,119 +179,3 @@ class MlflowTracker:
                 observer.is_building = False
         deliver(self._connection, self._store, self._ledger, self._record, outcomes)
         del self._outcomes[: len(outcomes)]
-
-
-def _ledger_folder(store: Store) -> Path:
-    return tracking_folder(store.home) / "unsent"
-
-
-def _attachments(store: Store, run_id: str) -> Path:
-    return _ledger_folder(store) / run_id
-
-
-def save_ledger(store: Store, ledger: Ledger) -> None:
-    """Write it whole."""
-    write_atomically(_ledger_folder(store) / f"{ledger.run_id}.json", ledger.model_dump_json(indent=1).encode())
-
-
-def hold_ledger(store: Store, run_id: str) -> TextIO:
-    """Take the right to deliver this run; the kernel gives it back when we die.
-
-    Raises:
-        BlockingIOError: another process has it.
-    """
-    path = _ledger_folder(store) / f"{run_id}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stream = path.open("w")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        stream.close()
-        raise
-    return stream
-
-
-def _nested_run(
-    connection: Connection, store: Store, ledger: Ledger, record: RunRecord, label: str, started_ms: int
-) -> str:
-    if label not in ledger.nested:
-        ledger.nested[label] = delivery.start_nested(connection, record, label, started_ms)
-        save_ledger(store, ledger)
-    return ledger.nested[label]
-
-
-def deliver(connection: Connection, store: Store, ledger: Ledger, record: RunRecord, outcomes: list[Outcome]) -> None:
-    """Bring stages into the pipeline run in one call, built ones into nested runs, models into the registry."""
-    left = [outcome for outcome in outcomes if outcome.label not in ledger.delivered]
-    if not left:
-        return
-    metrics: list[Metric] = []
-    for outcome in left:
-        points = read_curve(curve_path(store, outcome.manifest.stage, outcome.manifest.key))
-        metrics += delivery.parent_metrics(outcome, points)
-        if outcome.status == "built":
-            started_ms = delivery.iso_to_ms(outcome.manifest.created) - int(1000 * outcome.manifest.seconds)
-            nested = _nested_run(connection, store, ledger, record, outcome.label, started_ms)
-            delivery.deliver_nested(connection, nested, outcome, points)
-            delivery.deliver_plots(connection, nested, store, outcome)
-    delivery.send(connection, record.tracking_run_id, metrics)
-    with store.lock("registry", str(record.recipe["name"])):  # two runs that look at once would each add a version
-        registry.register_models(connection, record, left, ledger.nested)
-    ledger.delivered += [outcome.label for outcome in left]
-    save_ledger(store, ledger)
-
-
-def complete(connection: Connection, store: Store, ledger: Ledger, record: RunRecord) -> None:
-    """Deliver whatever is missing of an ended run, close it in MLflow and forget its ledger."""
-    deliver(connection, store, ledger, record, _outcomes_of(store, record))
-    client, status = connection.client, _MLFLOW_STATUS[record.status]
-    if ledger.judged:
-        registry.set_role(connection, str(record.recipe["name"]), ledger.judged.digest, ledger.judged.role)
-    for label, run_id in ledger.nested.items():
-        if label not in ledger.delivered:
-            client.set_terminated(run_id, status)
-    ended_ms = delivery.iso_to_ms(record.ended) if record.ended else delivery.now_ms()
-    delivery.send(
-        connection,
-        record.tracking_run_id,
-        delivery.cost_metrics(store, record, ended_ms),
-        tags={"status": record.status, "error": record.error} if record.error else {"status": record.status},
-    )
-    folder = _attachments(store, record.run_id)
-    delivery.deliver_files(connection, record.tracking_run_id, folder)
-    client.set_terminated(record.tracking_run_id, status, ended_ms)
-    (_ledger_folder(store) / f"{ledger.run_id}.json").unlink(missing_ok=True)
-    (_ledger_folder(store) / f"{ledger.run_id}.lock").unlink(missing_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _outcomes_of(store: Store, record: RunRecord) -> list[Outcome]:
-    """The run's stages as their manifests tell them; what was collected since is left out."""
-    found = []
-    for stage in record.stages:
-        manifest = store.find(stage.stage, stage.key)
-        if manifest is not None:
-            artifact = Artifact(manifest.digest, store.objects / manifest.digest)
-            found.append(Outcome(stage.label, artifact, manifest, stage.status, stage.note))
-    return found
-
-
-def catch_up(connection: Connection, store: Store) -> None:
-    """Deliver what earlier runs could not: the server had gone, or the process was killed."""
-    for path in sorted(_ledger_folder(store).glob("*.json")):
-        try:
-            with hold_ledger(store, path.stem):
-                _catch_up_one(connection, store, path)
-        except BlockingIOError:
-            continue  # it is still running
-
-
-def _catch_up_one(connection: Connection, store: Store, path: Path) -> None:
-    ledger = Ledger.model_validate_json(path.read_bytes())
-    if ledger.tracking_uri != connection.uri:
-        return
-    record_path = run_folder(store) / f"{ledger.run_id}.json"
-    if record_path.exists():
-        complete(connection, store, ledger, RunRecord.model_validate_json(record_path.read_bytes()))
-    else:
-        path.unlink()

@@ -120,7 +120,7 @@ def read_tokens(folder: Path, split: str, meta: Mapping[str, Any]) -> "NDArray[n
 
 
 def text_batches(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "WindowBatches":
-    """The training batches: a function of the config and the tokens alone, so `trace` can ask which steps saw what."""
+    """The training batches: a function of the config and the tokens alone, so which step saw what can be computed."""
     from model.training.data import WindowBatches
     from model.vocabulary.tokenizer import Tokenizer
 

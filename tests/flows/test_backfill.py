@@ -17,14 +17,15 @@ from flows.backfill_plan import Dates, corpus_as_of, plan_backfill
 from flows.graph import prepare
 from flows.recipe import Recipe
 from flows.run import execute, resolve_sources
-from flows.seen import Seen, write_seen
 from flows.servers.start import prefect_server
+from flows.watched import Seen, write_seen
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, list_runs
 from tasks.mechanism.store import Store
 from tasks.text.dated import parse_dated
 from tasks.track import Untracked
 from tests.helpers.growing_text import SETTINGS, land, make_recipe, paragraphs
+from tests.helpers.up import ask_at
 
 DAYS = ("2026-01-30", "2026-01-31", "2026-02-02")
 DOCUMENTS = 80
@@ -76,7 +77,8 @@ def test_date_by_date_gives_what_one_run_gives_and_the_schedule_goes_on(
     served: Execution, untracked: Execution, tmp_path: Path
 ) -> None:
     from flows.backfill import backfill
-    from flows.watch import WatchConfig, ingest
+    from flows.watch import ingest
+    from flows.watched import WatchConfig
 
     recipe, watch = crawl(tmp_path), WatchConfig(retrain="never")
     backfilled = backfill(recipe, Dates(), watch, untracked)
@@ -84,6 +86,11 @@ def test_date_by_date_gives_what_one_run_gives_and_the_schedule_goes_on(
     assert (backfilled.passed_over, backfilled.missing) == ([], ["2026-02-01"])
     records = completed(untracked)
     assert [record.run_id for record in records] == [news.run_id for news in backfilled.taken_in.values()]
+    shown = {
+        run.name: run.tags for run in ask_at(os.environ["PREFECT_API_URL"], lambda client: client.read_flow_runs())
+    }
+    for record, day in zip(records, DAYS):
+        assert shown[record.run_id] == [f"{recipe.name} {day}"]
     assert [parse_dated(record.recipe["corpus"]).ranges[0].last for record in records] == [  # type: ignore[union-attr]
         date.fromisoformat(day) for day in DAYS
     ]
@@ -116,7 +123,7 @@ def test_a_date_that_fails_stops_the_backfill_and_the_next_goes_on_from_it(
 ) -> None:
     from flows.backfill import backfill
     from flows.show.backfill import BackfillStopped
-    from flows.watch import WatchConfig
+    from flows.watched import WatchConfig
 
     recipe, watch = crawl(tmp_path), WatchConfig(retrain="never")
     damaged = tmp_path / "text" / DAYS[1] / "documents.jsonl"
@@ -140,7 +147,7 @@ def test_a_date_that_fails_stops_the_backfill_and_the_next_goes_on_from_it(
 @pytest.mark.slow
 def test_each_date_may_be_trained_on_and_judged(served: Execution, untracked: Execution, tmp_path: Path) -> None:
     from flows.backfill import backfill
-    from flows.watch import WatchConfig
+    from flows.watched import WatchConfig
 
     recipe = crawl(tmp_path, DAYS[:2], "pretrain.batches.steps=20", "start=champion")
     backfilled = backfill(recipe, Dates(every="day"), WatchConfig(retrain="always"), untracked)

@@ -13,7 +13,7 @@ from flows.champion import Champion
 from flows.cli.main import main
 from flows.gc import collect, find_garbage
 from flows.recipe import Recipe
-from flows.runners import InProcess
+from flows.run import InProcess
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, StageRecord, Status, hold_run, list_runs, save_run
 from tasks.mechanism.stage import Outcome, obtain

@@ -85,7 +85,7 @@ def figures(key: str, flow_run_id: UUID | None = None) -> list[str]:
     return [str(artifact.data) for artifact in found if flow_run_id in (None, artifact.flow_run_id)]
 
 
-def toy_flow(execution: Execution, calls: Callable[[Any], None]) -> UUID:
+def toy_flow(execution: Execution, calls: Callable[[Any], None], given_name: str | None = None) -> UUID:
     """Carry out stage calls under the Prefect runner, as the flow does; returns the flow run's id."""
     from prefect import flow
     from prefect.context import get_run_context
@@ -95,7 +95,7 @@ def toy_flow(execution: Execution, calls: Callable[[Any], None]) -> UUID:
 
     ids: list[UUID] = []
 
-    @flow(name="toy")
+    @flow(name="toy", flow_run_name=given_name)
     def toy() -> None:
         ids.append(get_run_context().flow_run.id)  # type: ignore[union-attr]
         runner = PrefectRunner(Recipe(name="toy"), execution, Untracked(), {})
@@ -129,6 +129,16 @@ def test_each_stage_call_is_a_task_run_with_its_true_state(execution: Execution)
     assert {name: run.state.name for name, run in second.items()} == {"count": "Cached", "twice": "Cached"}
     upstream = [result.id for results in second["twice"].task_inputs.values() for result in results]
     assert upstream == [second["count"].id]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("given", "tags"), [(None, []), ("with fewer steps", ["with fewer steps"])])
+def test_a_run_has_one_name_and_is_found_by_the_one_it_was_given(
+    execution: Execution, given: str | None, tags: list[str]
+) -> None:
+    run = toy_flow(execution, count_and_double, given)
+    found = ask(lambda client: client.read_flow_run(run))
+    assert (found.name, found.tags) == (find_run(Store(execution.home)).run_id, tags)
 
 
 @pytest.mark.slow

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 from flows.recipe import Recipe
-from flows.runners import InProcess
+from flows.run import InProcess
 from flows.verify import AsRecorded, _elsewhere, _manifests
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.stage import StageConfig, StageRun, environment, stage
+from tasks.mechanism.machine import environment
+from tasks.mechanism.stage import StageConfig, StageRun, stage
 from tasks.track import Untracked
 
 

@@ -36,7 +36,8 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.mark.slow
 def test_only_new_text_costs_anything(execution: Execution, recipe: Recipe) -> None:
-    from flows.watch import WatchConfig, ingest
+    from flows.watch import ingest
+    from flows.watched import WatchConfig
 
     store = Store(execution.home)
     watch = WatchConfig(retrain="never")
@@ -68,14 +69,14 @@ def test_only_new_text_costs_anything(execution: Execution, recipe: Recipe) -> N
     ],
 )
 def test_policy(retrain: str, trained: float, tokens: float, expected: bool) -> None:
-    from flows.watch import WatchConfig, wants_training
+    from flows.watched import WatchConfig, wants_training
 
     watch = WatchConfig.model_validate({"retrain": retrain, "new_share": 0.05})
     assert wants_training(watch, trained, tokens) is expected
 
 
 def test_changes_of_files_are_by_content() -> None:
-    from flows.seen import file_changes
+    from flows.watched import file_changes
 
     before = {"a": "1", "b": "2", "c": "3"}
     assert file_changes(before, {"a": "1", "b": "9", "d": "4"}) == (["b", "d"], ["c"])

@@ -34,6 +34,7 @@ class ToyRun:
             status="running",
             started=now_utc(),
             sources={"corpus": "ab" * 32},
+            forms={"base": "pretrain", "dpo": "dpo"},
         )
         tracker.begin(self.record)
         save_run(self.store, self.record)

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import psutil
 import pytest
@@ -21,17 +22,24 @@ import pytest
 from flows.addresses import live_addresses
 from flows.recipe import load_plan, preset_names
 from flows.servers.lost_runs import AUTOMATION
-from flows.servers.processes import free_port
+from flows.servers.processes import free_port, start_temporary_prefect, wait_until_healthy
 from flows.servers.up import serve
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.runs import list_runs
+from tasks.mechanism.runs import list_runs, save_run
 from tasks.mechanism.store import Store
+from tasks.track import Untracked
+from tasks.track.connection import connect
+from tasks.track.delivery import start_parent
+from tasks.track.ledger import Ledger, save_ledger
+from tasks.track.pages import EXPERIMENTS, experiment_page, latest_page
 from tests.helpers import tiny
 from tests.helpers.growing_text import land, make_recipe, paragraphs
+from tests.helpers.track import ToyRun
 from tests.helpers.up import (
     ROOT,
     Served,
     ask,
+    begun,
     deployments,
     flow_run,
     foreign_addresses,
@@ -87,6 +95,7 @@ def test_both_dashboards_answer_on_loopback_only(served: Served) -> None:
         with urllib.request.urlopen(address, timeout=10) as reply:
             assert reply.status == 200
     assert foreign_addresses(served.process.pid) == set()
+    assert latest_page(served.addresses.mlflow) == EXPERIMENTS, "nothing has run yet"
 
 
 def test_every_preset_is_a_deployment_for_the_worker_of_this_home(served: Served) -> None:
@@ -224,6 +233,35 @@ def test_run_killed_with_its_worker_is_crashed_by_itself_and_goes_on_when_retrie
         wait_until(lambda: going_on in log_lines(again, run), RESUME_TIMEOUT_S, "the resumption from the checkpoint")
         wait_for_state(again, run, lambda found: found.is_final(), RUN_TIMEOUT_S)
         assert flow_run(again, run).state.is_completed()
+    finally:
+        stop(again.process)
+
+
+def test_runs_that_died_with_their_own_server_are_told_of_by_the_next_up(served: Served, tmp_path: Path) -> None:
+    """A `kill -9` of `bessemer backfill` without `up`: no automation ever heard of the run, and MLflow of no end."""
+    home = tmp_path / "home"
+    copy_databases(served.home, home)
+    port = free_port()
+    child = start_temporary_prefect(home, port)
+    try:
+        wait_until_healthy(child, f"http://127.0.0.1:{port}/api/health")
+        lost = [begun(f"http://127.0.0.1:{port}/api", flow, "RUNNING") for flow in ("backfill", "backfill-date")]
+    finally:
+        child.stop()
+    execution = Execution(home=home, workers=1, threads=1)
+    killed, connection = ToyRun(execution, Untracked()), connect(execution)
+    info = start_parent(connection, killed.record)
+    killed.record.tracking_run_id = str(info.run_id)
+    save_run(killed.store, killed.record)
+    save_ledger(killed.store, Ledger(run_id=killed.record.run_id, tracking_uri=connection.uri))
+    assert connection.client.get_run(info.run_id).info.status == "RUNNING"
+    again = start_served(home)
+    try:
+        assert latest_page(again.addresses.mlflow) == experiment_page(str(info.experiment_id))
+        for run in lost:
+            wait_for_state(again, UUID(run), lambda found: found.is_crashed(), RUN_TIMEOUT_S)
+        ended = "the end of the run in MLflow"
+        wait_until(lambda: connection.client.get_run(info.run_id).info.status == "FAILED", RUN_TIMEOUT_S, ended, 1.0)
     finally:
         stop(again.process)
 

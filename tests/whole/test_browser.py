@@ -19,8 +19,9 @@ from flows.servers.deployments import WORK_POOL, difference
 from flows.servers.processes import free_port
 from flows.verify import verify_run
 from tasks.mechanism.execution import Execution
-from tasks.mechanism.runs import find_run
+from tasks.mechanism.runs import find_run, list_runs
 from tasks.mechanism.store import Store
+from tasks.track.pages import latest_page
 from tests.conftest import require_program
 from tests.helpers import tiny
 from tests.helpers.up import (
@@ -211,6 +212,27 @@ def test_run_from_the_form_completes_with_its_artifacts(page: "Page", deployment
     page.get_by_role("tab", name="Artifacts").click()
     for key in ("plan-tiny", "mlflow-tiny", "summary-tiny"):
         expect(page.get_by_text(key, exact=True)).to_be_visible()
+
+
+def test_the_link_to_mlflow_opens_the_run_under_the_same_name(page: "Page", deployment: Tiny, completed: Any) -> None:
+    from playwright.sync_api import expect
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+
+    assert completed.name in {record.run_id for record in list_runs(Store(deployment.served.home))}
+    wanted = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[completed.id]))
+    found = ask(deployment.served, lambda client: client.read_artifacts(artifact_filter=wanted))
+    (link,) = [artifact.data for artifact in found if artifact.key == "mlflow-tiny"]
+    page.goto(link[link.index("http") : link.rindex(")")])
+    expect(page.get_by_text(completed.name).first).to_be_visible()
+    expect(page.get_by_text("dpo.beta").first).to_be_visible()
+
+
+def test_address_of_mlflow_opens_on_the_runs(page: "Page", deployment: Tiny, completed: Any) -> None:
+    from playwright.sync_api import expect
+
+    mlflow = deployment.served.addresses.mlflow
+    page.goto(f"{mlflow}/{latest_page(mlflow)}")
+    expect(page.get_by_text(completed.name).first).to_be_visible()
 
 
 def test_two_runs_are_compared_in_mlflow(page: "Page", deployment: Tiny, completed: Any) -> None:

@@ -31,7 +31,7 @@ from tasks.mechanism.stage import obtain
 from tasks.mechanism.store import Store
 from tasks.track import Untracked, open_tracker
 from tasks.track.connection import local_tracking_uri
-from tasks.track.tracker import hold_ledger
+from tasks.track.ledger import hold_ledger
 from tasks.train.pretrain import pretrain
 from tests.helpers import tiny
 from tests.helpers.mechanism_stages import CountConfig, DoubleConfig, count, double

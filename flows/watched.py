@@ -1,13 +1,44 @@
-"""What the watch has seen of a recipe's sources: so a look that finds nothing new takes seconds, whoever takes it."""
+"""What to do about new text, and what the watch has seen of a recipe's sources, by content; needs no Prefect.
+
+So a look that finds nothing new takes seconds, whoever takes it.
+"""
 
 import hashlib
 from pathlib import Path
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from flows.recipe import Recipe
+from flows.run import Promotion
+from model.settings import arrange_form
 from tasks.mechanism.store import Store, write_atomically
 from tasks.text.dated import parse_dated
+
+
+class WatchConfig(BaseModel):
+    """What to do about new text."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
+
+    retrain: Literal["never", "when grown", "always"] = Field(
+        "when grown", description="Train never, when new tokens exceed the share below, or on any new text."
+    )
+    new_share: float = Field(
+        0.05, ge=0, le=100, description="Share of new tokens, against those last trained on, that calls for training."
+    )
+    promote: Promotion = Field(
+        "by the gate",
+        description="Whether the gate's verdict makes a new model the champion; never: it stays a challenger until "
+        "somebody says `bessemer promote`.",
+    )
+
+
+def wants_training(watch: WatchConfig, trained_tokens: float, tokens: float) -> bool:
+    """Whether the policy calls for training. Text that shrank, a takedown, counts as change too."""
+    if watch.retrain == "when grown":
+        return trained_tokens == 0 or abs(tokens - trained_tokens) > watch.new_share * trained_tokens
+    return watch.retrain == "always"
 
 
 class Seen(BaseModel):
