@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from tasks.chats.exchanges import extract_exchanges
 from tasks.chats.messages import read_errors, validation_mask
 from tasks.mechanism.shards import Counts, ShardFunction, ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun
 from tasks.text.bad_records import ErrorRecord, check_bad_share, write_errors
 from tasks.text.documents import write_table
-from tasks.text.python.entries import extract_exchanges, is_python, write_listing
+from tasks.text.python.entries import is_python, write_listing
 from tasks.text.readers import read_file
 from tasks.text.readers.records import Bad, Row
 from tasks.text.sampling import first_of_each, smallest_hashes

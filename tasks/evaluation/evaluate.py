@@ -127,8 +127,7 @@ def score_text(
 ) -> dict[str, float]:
     """Score validation documents into `documents.parquet`; the figures over all of them."""
     from model.scoring.text import compare_models, cut_windows, document_nats, sequence_scores
-    from tasks.tokens.files import sample_documents
-    from tasks.tokens.overlap import read_overlap
+    from tasks.tokens.files import read_overlap, sample_documents
 
     documents = list(sample_documents(tokens_dir, "validation", cfg.validation_tokens, cfg.document_tokens))
     if not documents:
@@ -164,7 +163,7 @@ def text_figures(
 ) -> dict[str, float]:
     """Loss, perplexity and bits per byte, over all and by source, with xz of the same text as a yardstick."""
     from model.scoring.text import bits_per_byte
-    from tasks.tokens.token_sources import report_names
+    from tasks.tokens.files import report_names
 
     tokens, total_bytes, total_nats = sum(len(d.ids) for d in documents), sum(map(len, texts)), sum(nats)
     figures = {

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -25,10 +25,8 @@ from tasks.mechanism.shards import ShardJob, map_shards
 from tasks.mechanism.stage import Artifact, StageConfig, StageRun, stage
 from tasks.text.documents import aligned_shards, read_kept
 from tasks.tokens.contract import CONTRACT_FILE
-from tasks.tokens.overlap import write_overlap
+from tasks.tokens.files import SPLITS, Split, write_overlap
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
 UINT16_VOCABULARY = 1 << 16
 
 _ENCODED_SCHEMA = pa.schema(
