@@ -46,7 +46,7 @@ class ConversationsConfig(ExamplesConfig):
     )
 
 
-@stage("conversations", version=1)
+@stage("conversations", version=1, figures=("train_conversations", "validation_conversations"))
 def conversations(run: StageRun, cfg: ConversationsConfig, sft: Source) -> None:
     """Write `train.parquet`, `validation.parquet` and `errors.jsonl`.
 

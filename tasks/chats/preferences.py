@@ -47,7 +47,7 @@ class PreferencesConfig(ExamplesConfig):
     max_pairs: int = Field(8_000, ge=2, description="At most so many, chosen by hash; a file with fewer is used whole.")
 
 
-@stage("preferences", version=1)
+@stage("preferences", version=1, figures=("train_pairs", "validation_pairs"))
 def preferences(run: StageRun, cfg: PreferencesConfig, pairs: Source) -> None:
     """Write `train.parquet`, `validation.parquet` and `errors.jsonl`.
 

@@ -58,7 +58,7 @@ class Setting:
     tokens_at_once: int
 
 
-@stage("evaluate", version=1)
+@stage("evaluate", version=1, figures=("val_bits_per_byte", "val_perplexity"))
 def evaluate(
     run: StageRun,
     cfg: EvaluateConfig,

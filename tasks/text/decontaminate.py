@@ -148,16 +148,15 @@ def _leaks(matched: Sequence[Path], ngrams: int, most_documents: int) -> NDArray
     return (frequency > 0) & (frequency <= most_documents)
 
 
-@stage("decontaminate", version=1)
+@stage("decontaminate", version=1, figures=("documents_in", "documents_kept"))
 def decontaminate(
     run: StageRun,
     cfg: DecontaminateConfig,
     documents: Artifact,
-    filtered: Artifact,
-    deduplicated: Artifact,
     conversations: Artifact,
     preferences: Artifact,
     benchmarks: Source | None = None,
+    **judged: Artifact,
 ) -> None:
     """Judge every document left so far; attributes as everywhere, and each overlap found."""
     from model.corpus.words import as_texts
@@ -165,7 +164,7 @@ def decontaminate(
     benchmark = benchmark_texts(conversations, preferences, benchmarks)
     benchmark_path = run.scratch / "benchmark.parquet"
     write_table(benchmark, benchmark_path)
-    aligned = aligned_shards(documents, filtered, deduplicated)
+    aligned = aligned_shards(documents, *judged.values())
     matched = [run.scratch / "matched" / paths[0].name for paths in aligned]
     jobs = [ShardJob((benchmark_path, *paths), path) for paths, path in zip(aligned, matched)]
     map_shards(run, match_shard, jobs, cfg)

@@ -327,7 +327,7 @@ def _refuse_empty(counts: Counts) -> None:
     )
 
 
-@stage("filter", version=1)
+@stage("filter", version=1, figures=("documents_in", "documents_kept"))
 def filter(run: StageRun, cfg: FilterConfig, documents: Artifact) -> None:
     """Measure and judge every document.
 

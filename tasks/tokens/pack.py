@@ -59,16 +59,8 @@ class PackConfig(StageConfig):
     )
 
 
-@stage("pack", version=1)
-def pack(
-    run: StageRun,
-    cfg: PackConfig,
-    documents: Artifact,
-    filtered: Artifact,
-    deduplicated: Artifact,
-    decontaminated: Artifact,
-    tokenizer: Artifact,
-) -> None:
+@stage("pack", version=1, figures=("train_tokens", "validation_tokens"))
+def pack(run: StageRun, cfg: PackConfig, documents: Artifact, tokenizer: Artifact, **judged: Artifact) -> None:
     """Write `train.bin`, `validation.bin`, `spans.parquet`, `overlap.parquet`, `meta.json` and `contract.json`.
 
     Raises:
@@ -77,7 +69,7 @@ def pack(
     vocabulary = tokenizer.path / "tokenizer.json"
     jobs = [
         ShardJob((vocabulary, *paths), run.scratch / "encoded" / f"{paths[0].stem}.arrow")
-        for paths in aligned_shards(documents, filtered, deduplicated, decontaminated)
+        for paths in aligned_shards(documents, *judged.values())
     ]
     map_shards(run, encode_shard, jobs, cfg)
     loaded = _load_tokenizer(vocabulary.read_bytes())

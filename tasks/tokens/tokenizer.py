@@ -45,22 +45,15 @@ class TokenizerConfig(StageConfig):
     )
 
 
-@stage("tokenizer", version=1)
-def tokenizer(
-    run: StageRun,
-    cfg: TokenizerConfig,
-    documents: Artifact,
-    filtered: Artifact,
-    deduplicated: Artifact,
-    decontaminated: Artifact,
-) -> None:
+@stage("tokenizer", version=1, figures=("vocab_size", "bytes_per_token"))
+def tokenizer(run: StageRun, cfg: TokenizerConfig, documents: Artifact, **judged: Artifact) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `contract.json` and `sample.json`.
 
     Raises:
         ValueError: no text is left, or a tokenizer to compare with cannot be read.
     """
     others = {name_of(path): load_counter(path) for path in map(Path, cfg.compare_with)}
-    shards = aligned_shards(documents, filtered, deduplicated, decontaminated)
+    shards = aligned_shards(documents, *judged.values())
     kept_bytes = sum(_kept_bytes(shard, attributes) for shard, *attributes in shards)
     if kept_bytes == 0:
         raise ValueError(

@@ -302,7 +302,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
             run.metric(name, value)
 
 
-@stage("pretrain", version=3, rebuild="on-version")
+@stage("pretrain", version=3, rebuild="on-version", figures=("parameters", "train_tokens", "val_bits_per_byte"))
 def pretrain(
     run: StageRun, cfg: PretrainConfig, tokens: Artifact, tokenizer: Artifact, start: Artifact | None = None
 ) -> None:

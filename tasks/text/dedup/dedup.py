@@ -211,7 +211,7 @@ def _segment(
 
 
 def _attributes(document_shard: Path, signed: Signed, judged: Judged) -> pa.Table:
-    """The attribute rows of all documents of a shard, those that the filter dropped included."""
+    """The attribute rows of all documents of a shard, those dropped before included."""
     doc_ids = pq.read_table(document_shard, columns=["doc_id"])["doc_id"]
     reason = np.full(len(doc_ids), FILTERED, object)
     duplicate_of = np.full(len(doc_ids), "", object)
@@ -280,11 +280,11 @@ def _publish(run: StageRun, index: DedupIndex, shards: Sequence[Path]) -> Counte
     return totals
 
 
-@stage("dedup", version=1)
-def dedup(run: StageRun, cfg: DedupConfig, documents: Artifact, filtered: Artifact) -> None:
-    """Judge every document that the filter kept; attributes as everywhere, and all (dropped, kept) pairs."""
-    aligned = aligned_shards(documents, filtered)
-    shards = [document_shard for document_shard, _ in aligned]
+@stage("dedup", version=1, figures=("documents_in", "documents_kept", "duplicates_exact", "duplicates_near"))
+def dedup(run: StageRun, cfg: DedupConfig, documents: Artifact, **judged: Artifact) -> None:
+    """Judge every document left so far; attributes as everywhere, and all (dropped, kept) pairs."""
+    aligned = aligned_shards(documents, *judged.values())
+    shards = [document_shard for document_shard, *_ in aligned]
     signed = [run.scratch / "signed" / f"{shard.stem}.arrow" for shard in shards]
     sign_cfg = SignConfig(**{name: getattr(cfg, name) for name in SignConfig.model_fields})
     map_shards(run, sign_shard, [ShardJob(paths, path) for paths, path in zip(aligned, signed)], sign_cfg)
