@@ -82,13 +82,7 @@ def write_examples(
     Raises:
         ValueError: too many records in no known layout, or fewer than two examples.
     """
-    python_jobs = [
-        ShardJob((path,), run.scratch / "python" / path.name) for path in extract_exchanges(run, source.files)
-    ]
-    file_jobs = [
-        ShardJob((write_listing(run, group), *(f.path for f in group)), run.scratch / f"{group_name(group)}.parquet")
-        for group in group_files([file for file in source.files if not is_python(file)], GROUP_BYTES)
-    ]
+    python_jobs, file_jobs = _jobs(run, source)
     map_shards(run, make, python_jobs, cfg)
     counts = map_shards(run, read, file_jobs, cfg)
     shards = [job.output for job in [*python_jobs, *file_jobs]]
@@ -111,6 +105,18 @@ def write_examples(
         run.metric(f"{name}_{kind.counted}", len(part))
     write_errors(run, errors)
     return counts
+
+
+def _jobs(run: StageRun, source: Source) -> tuple[list[ShardJob], list[ShardJob]]:
+    """Those for what Python files document, and those for other files."""
+    python_jobs = [
+        ShardJob((path,), run.scratch / "python" / path.name) for path in extract_exchanges(run, source.files)
+    ]
+    file_jobs = [
+        ShardJob((write_listing(run, group), *(f.path for f in group)), run.scratch / f"{group_name(group)}.parquet")
+        for group in group_files([file for file in source.files if not is_python(file)], GROUP_BYTES)
+    ]
+    return python_jobs, file_jobs
 
 
 def read_records(

@@ -44,7 +44,7 @@ class FilterConfig(MeasureConfig):
     max_bullet_line_share: float = Field(0.9, ge=0, le=1, description="Most lines that start with a bullet (Gopher).")
     max_ellipsis_line_share: float = Field(0.3, ge=0, le=1, description="Most lines that end in an ellipsis (Gopher).")
     min_alphabetic_word_share: float = Field(
-        0.5, ge=0, le=1, description="Fewest words with a letter, as a share (Gopher: 0.8)."
+        0.5, ge=0, le=1, description="Least share of words with a letter (Gopher: 0.8)."
     )
     min_stop_words: int = Field(
         1, ge=0, le=8, description="Fewest different words of the, be, to, of, and, that, have, with (Gopher: 2)."
@@ -188,6 +188,7 @@ def reasons(features: pa.Table, cfg: FilterConfig) -> pa.StringArray:
     for position, rule in enumerate(RULES, start=2):
         failed = rule.fails(features[rule.feature].to_numpy(), getattr(cfg, rule.reason))
         first[failed & (first == 0)] = position
+    # Last: so each threshold is told all that it drops, whether or not personal data would drop it too.
     if cfg.pii == "drop":
         spans = pc.list_value_length(features["redactions"]).to_numpy()
         first[(spans > 0) & (first == 0)] = len(names) - 1

@@ -28,6 +28,7 @@ from tasks.tokens.contract import CONTRACT_FILE
 from tasks.tokens.files import SPLITS, Split, write_overlap
 
 UINT16_VOCABULARY = 1 << 16
+"""Up to so many entries a token takes two bytes instead of four."""
 
 _ENCODED_SCHEMA = pa.schema(
     [
@@ -97,6 +98,7 @@ def pack(run: StageRun, cfg: PackConfig, documents: Artifact, tokenizer: Artifac
 
 def split_of(doc_id: str, validation_share: float) -> Split:
     """The side of a document; a pure function of its id, so that a growing corpus moves no document."""
+    # The second half of the id: the tokenizer's sample goes by the first, so neither leans towards the other.
     return "validation" if int(doc_id[16:], 16) < validation_share * 2**64 else "train"
 
 
@@ -107,6 +109,7 @@ def encode_shard(inputs: tuple[Path, ...], output: Path, cfg: PackConfig) -> Map
     rows = read_kept(document_shard, attributes)
     texts = as_texts(rows["text"])
     encoded = tokenizer.encode_column(texts)
+    # A separator after each document, so that attention can stop there and none begins in the middle of another.
     flat = np.insert(encoded.values, encoded.offsets[1:], np.uint32(tokenizer.endoftext_id))
     offsets = encoded.offsets + np.arange(len(encoded) + 1)
     columns = [

@@ -18,7 +18,8 @@ from tasks.mechanism.store import digest_directory
 from tasks.text.decontaminate import DecontaminateConfig, decontaminate
 from tasks.text.dedup.dedup import DedupConfig, dedup
 from tasks.text.documents import aligned_shards, attribute_shards, document_shards, is_judgement, read_kept, write_table
-from tasks.text.measure import REDACTIONS, FilterConfig, filter
+from tasks.text.filter import FilterConfig, filter
+from tasks.text.measure import REDACTIONS
 from tasks.tokens.pack import PackConfig, pack
 from tasks.tokens.tokenizer import TokenizerConfig, tokenizer
 from tests.helpers.data import keep_all, make_documents, words

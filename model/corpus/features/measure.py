@@ -118,6 +118,7 @@ def _measure_kernel(
     trigger: NDArray[np.bool_],
     out: F32,
 ) -> None:
+    # One set of buffers, for the longest text: the helpers below allocate nothing (`bare_helper` says what that saves).
     longest = 0
     for row in range(len(offsets) - 1):
         longest = max(longest, offsets[row + 1] - offsets[row])

@@ -17,14 +17,12 @@ from model.corpus.words import U64
 from model.kernels.jit import bare_helper
 
 SHORTEST_NGRAM, LONGEST_TOP_NGRAM, LONGEST_NGRAM = 2, 4, 10
+"""Rae et al. 2021 (Gopher), appendix A.1: of runs of 2 to 4 words the most frequent, of 5 to 10 all that repeat."""
 NGRAM_FEATURES = LONGEST_NGRAM - SHORTEST_NGRAM + 1
 
 
 class RepeatedWords(NamedTuple):
-    """Of words and runs of words; Gopher's bounds on the most frequent run stop at 4, those on all repeated begin at 5.
-
-    Both are found in one pass over n, so `repeated_words` relies on the order of the n-gram features.
-    """
+    """Of words and runs of words; `repeated_words` finds all n-gram features in one pass over n, in this order."""
 
     top_word_share: float
     top_2gram_share: float

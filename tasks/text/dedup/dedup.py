@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from model.corpus.keep_first import Rule
 
 FILTERED, EXACT, NEAR = "filtered", "exact_duplicate", "near_duplicate"
+"""Reasons. A document that a judge before has dropped is `filtered`: it takes no part, and is nobody's witness."""
 MISSED_BY_SIEVE = 3e-7
 """Probability that sketches agree too little for a pair of just the threshold's similarity to be compared."""
 PAIRS_SCHEMA = pa.schema(
@@ -45,12 +46,15 @@ class DedupConfig(SignConfig):
 
     similarity: Literal["jaccard", "containment"] = Field(
         "jaccard",
-        description="Of the two sets of shingles: intersection over union, or the share of the later document's "
-        "shingles that the earlier has, which finds excerpts.",
+        description="Of two sets of shingles: Jaccard (intersection over union), or containment (the share of the "
+        "later document's shingles that the earlier one has), which finds excerpts.",
     )
     threshold: float = Field(0.75, gt=0, le=1, description="Least similarity of a near-duplicate.")
     bucket_size: int = Field(
-        8, ge=1, le=1000, description="How many kept documents of each bucket a document is compared with."
+        8,
+        ge=1,
+        le=1000,
+        description="Kept documents of each LSH bucket that a document is compared with.",
     )
 
 

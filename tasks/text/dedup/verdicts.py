@@ -43,7 +43,7 @@ def judge(signed: Signed, shard: int, index: DedupIndex, cfg: SignConfig, rule: 
     segments = index.segments(shard)
     keys = band_keys(signed.signature, cfg.bands, cfg.rows)
     worded = (signed.signature != EMPTY).any(axis=1)
-    sketches = signed.signature.astype(np.uint8)
+    sketches = signed.signature.astype(np.uint8)  # b-bit minwise hashing, b = 8: a quarter of the memory
 
     hits = find(segments, keys, worded, rule.bucket_size)
     near = _agreeing(sketches, hits.rows, segments, hits.documents) >= rule.least_agreement
