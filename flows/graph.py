@@ -127,14 +127,14 @@ Incumbent = Callable[[Artifact], Mapping[str, Artifact]]
 def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
     """Raw text in, tokens, conversations and pairs out: the first half of the pipeline."""
     documents = run(ingest, recipe.ingest, corpus=sources.corpus)
-    filtered = run(filter, recipe.filter, documents=documents)
-    unique = run(dedup, recipe.dedup, documents=documents, filtered=filtered)
+    judged: dict[str, Artifact] = {}  # each judge is one line, and sees what those before it have dropped
+    judged["filter"] = run(filter, recipe.filter, documents=documents)
+    judged["dedup"] = run(dedup, recipe.dedup, documents=documents, **judged)
     chats = run(conversations, recipe.conversations, sft=sources.sft)
     pairs = run(preferences, recipe.preferences, pairs=sources.preferences)
-    corpus = {"documents": documents, "filtered": filtered, "deduplicated": unique}
     tests: dict[str, Input] = {"conversations": chats, "preferences": pairs, **sources.benchmark_input}
-    clean = run(decontaminate, recipe.decontaminate, **corpus, **tests)
-    corpus["decontaminated"] = clean
+    judged["decontaminate"] = run(decontaminate, recipe.decontaminate, documents=documents, **judged, **tests)
+    corpus = {"documents": documents, **judged}
     bpe = sources.start.tokenizer if sources.start else run(tokenizer, recipe.tokenizer, **corpus)
     tokens = run(pack, recipe.pack, **corpus, tokenizer=bpe)
     start = {"start": sources.start.model(tokens)} if sources.start else {}

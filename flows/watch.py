@@ -24,6 +24,7 @@ from flows.watched import Seen, WatchConfig, read_seen, wants_training, write_se
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.store import Store
+from tasks.tokens.files import SPLITS
 from tasks.track import open_tracker
 
 
@@ -80,7 +81,7 @@ def look(recipe: Recipe, watch: WatchConfig, execution: Execution) -> News:
         corpus_files={file.name: file.sha256 for file in sources.corpus.files},
         trained_tokens=trained_tokens,
         documents=_metric(store, record, "ingest", "documents"),
-        documents_kept=_metric(store, record, "decontaminate", "documents_kept"),
+        documents_kept=sum(_metric(store, record, "pack", f"{split}_documents") for split in SPLITS),
         tokens=_metric(store, record, "pack", "train_tokens"),
     )
     seconds = time.monotonic() - started

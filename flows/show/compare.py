@@ -4,15 +4,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flows.show.summary import STAGE_FIGURES, Summary, summarise
+from flows.show.summary import FIGURES, Summary, summarise
 from tasks.evaluation.evaluate import evaluation_label
 from tasks.evaluation.gate import GateConfig
 from tasks.evaluation.paired import ScoreChange, bits_per_byte_change, preference_accuracy_change
 from tasks.mechanism.runs import RunRecord, flatten
 from tasks.mechanism.store import Artifact, Store, StoreDamage
+from tasks.text.documents import is_judgement
 from tasks.text.inspect.changes import DocumentChanges, JudgedCorpus, document_changes
-
-JUDGES = ("filter", "dedup", "decontaminate")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def compare_runs(store: Store, before: RunRecord, after: RunRecord, samples: int
     return RunComparison(
         before,
         after,
-        _documents(store, before, after, samples),
+        _documents(store, old, new, samples),
         setting_changes(before, after),
         code_changes(old, new),
         figure_changes(old, new),
@@ -110,14 +109,21 @@ def _artifact(store: Store, record: RunRecord, label: str) -> Artifact | None:
         return None
 
 
-def _judged_corpus(store: Store, record: RunRecord) -> JudgedCorpus | None:
-    found = {label: _artifact(store, record, label) for label in ("ingest", *JUDGES)}
-    documents = found.pop("ingest")
-    stages = {label: artifact for label, artifact in found.items() if artifact}
-    return JudgedCorpus(documents, stages) if documents and len(stages) == len(JUDGES) else None
+def _judged_corpus(store: Store, summary: Summary) -> JudgedCorpus | None:
+    """The documents that a run packed, and whatever judged them, in the order in which it did."""
+    packed = summary.manifests.get("pack")
+    if packed is None:
+        return None
+    used = packed.inputs.values()
+    try:
+        documents = store.open(packed.inputs["documents"])
+        given = {stage.label: store.open(stage.digest) for stage in summary.record.stages if stage.digest in used}
+    except StoreDamage:
+        return None
+    return JudgedCorpus(documents, {label: artifact for label, artifact in given.items() if is_judgement(artifact)})
 
 
-def _documents(store: Store, before: RunRecord, after: RunRecord, samples: int) -> DocumentChanges | None:
+def _documents(store: Store, before: Summary, after: Summary, samples: int) -> DocumentChanges | None:
     old, new = _judged_corpus(store, before), _judged_corpus(store, after)
     return document_changes(old, new, samples) if old and new else None
 
@@ -149,7 +155,7 @@ def figure_changes(before: Summary, after: Summary) -> list[FigureChange]:
     for label in dict.fromkeys([*before.manifests, *after.manifests]):
         old, new = before.manifests.get(label), after.manifests.get(label)
         stage = (old or new).stage  # type: ignore[union-attr]
-        for name in STAGE_FIGURES.get(stage, ()):
+        for name in FIGURES.get(stage, ()):
             values = [m.metrics.get(name) if m else None for m in (old, new)]
             if values[0] != values[1]:
                 found.append(FigureChange(label, name, *values))

@@ -10,32 +10,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from flows import graph
 from tasks.evaluation.evaluate import CLEAN_SHARE, evaluation_label
 from tasks.evaluation.plots import read_curve
 from tasks.mechanism.progress import format_count, format_seconds
 from tasks.mechanism.runs import RunRecord, list_runs
-from tasks.mechanism.stage import curve_path
+from tasks.mechanism.stage import Stage, curve_path
 from tasks.mechanism.store import Manifest, Store, StoreDamage
 
 CURVE_WIDTH = 64
 CURVE_HEIGHT = 9
 MINIMUM_WIDTH = 120  # tables are wider than the 80 columns that a log or pipe is taken to have
-# What went in and what came out of a stage, in the metrics that tell it best.
-STAGE_FIGURES = {
-    "ingest": ("files", "documents", "text_bytes", "bad_records"),
-    "filter": ("documents_in", "documents_kept"),
-    "dedup": ("documents_in", "documents_kept", "duplicates_exact", "duplicates_near"),
-    "decontaminate": ("documents_in", "documents_kept"),
-    "conversations": ("train_conversations", "validation_conversations"),
-    "preferences": ("train_pairs", "validation_pairs"),
-    "tokenizer": ("vocab_size", "bytes_per_token"),
-    "pack": ("train_tokens", "validation_tokens"),
-    "pretrain": ("parameters", "train_tokens", "val_bits_per_byte"),
-    "sft": ("train_tokens", "val_loss"),
-    "dpo": ("train_pairs", "reward_accuracy", "reward_margin"),
-    "quantize": ("size_bytes", "size_ratio"),
-    "evaluate": ("val_bits_per_byte", "val_perplexity"),
-}
+FIGURES = {stage.name: stage.figures for stage in vars(graph).values() if isinstance(stage, Stage)}
+"""Of each stage that the graph calls: the metrics that it names as its most telling."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +125,7 @@ def _verdict(store: Store, manifests: dict[str, Manifest]) -> dict[str, Any]:
 
 def stage_figures(manifest: Manifest) -> str:
     """A stage's telling figures in one cell: `documents_in 9.1k, documents_kept 8.7k`."""
-    wanted = STAGE_FIGURES.get(manifest.stage, ())
+    wanted = FIGURES.get(manifest.stage, ())
     return ", ".join(_named_figure(name, manifest.metrics[name]) for name in wanted if name in manifest.metrics)
 
 

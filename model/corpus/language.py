@@ -45,8 +45,3 @@ def identify(texts: Sequence[str], wanted: Collection[str]) -> list[Language]:
             code, probability = _careful_model().classify(text[:CAREFUL_CHARACTERS])
             found.append(Language(str(code), float(probability)))
     return found
-
-
-def known_languages() -> frozenset[str]:
-    """The codes that can be asked for."""
-    return frozenset(_careful_model().labels)

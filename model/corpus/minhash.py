@@ -246,11 +246,6 @@ def band_keys(signature: U32, bands: int, rows: int) -> U64:
     return mix64(keys)
 
 
-def collision_probability(similarity: float, bands: int, rows: int) -> float:
-    """Probability that two documents of this Jaccard similarity share at least one band."""
-    return float(1 - (1 - similarity**rows) ** bands)
-
-
 def jaccard(left: NDArray[Any], right: NDArray[Any]) -> float:
     """Exact Jaccard similarity of two sets of shingle hashes; 0 where both are empty."""
     union = np.union1d(left, right).size

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from model.corpus.words import buffers_of
 from model.kernels.jit import COMPILED, bare_helper, kernel
 
-KINDS = ("email", "ip", "phone", "card", "key")
 _EMAIL, _IPV4, _IPV6, _PHONE, _CARD, _KEY = range(6)
 _KIND_NAMES = ("email", "ip", "ip", "phone", "card", "key")
 

@@ -1,12 +1,9 @@
 """The chat format (ChatML): how messages become tokens, and which of those tokens the model is to learn."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from model.vocabulary.tokenizer import IM_END, IM_START, Tokenizer
-
-ROLES = ("system", "user", "assistant")
 
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}\n"
@@ -21,8 +18,6 @@ CHAT_TEMPLATE = (
     f"{{%- if add_generation_prompt -%}}{{{{- '{IM_START}assistant\\n' -}}}}{{%- endif -%}}\n"
 )
 """Jinja template for transformers and servers; `generation` marks what counts as the assistant's own words."""
-
-CHAT_TEMPLATE_DIGEST = hashlib.sha256(CHAT_TEMPLATE.encode()).hexdigest()
 
 Message = Mapping[str, str]
 

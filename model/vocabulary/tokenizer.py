@@ -22,7 +22,8 @@ from tokenizers import Tokenizer as HuggingFaceTokenizer
 
 from model.corpus.words import Ragged
 from model.kernels.jit import COMPILED
-from model.vocabulary.bpe import Encoded, Merges, encode_column, merges_of
+from model.vocabulary.bpe import Encoded, encode_column
+from model.vocabulary.merges import Merges, merges_of
 
 __all__ = ["HuggingFaceTokenizer", "Tokenizer", "train_bpe"]
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from tasks.chats.examples import ExamplesConfig, Kind, read_records, write_examples
+from tasks.chats.exchanges import read_exchanges
 from tasks.chats.messages import (
     MESSAGES_TYPE,
     Messages,
@@ -25,7 +26,6 @@ from tasks.chats.messages import (
 from tasks.chats.rules import dialogues
 from tasks.mechanism.stage import StageRun, stage
 from tasks.text.bad_records import ErrorRecord
-from tasks.text.python.entries import read_exchanges
 from tasks.text.source import Source, source_name
 
 _EXPECTED = (
@@ -46,7 +46,7 @@ class ConversationsConfig(ExamplesConfig):
     )
 
 
-@stage("conversations", version=1)
+@stage("conversations", version=1, figures=("train_conversations", "validation_conversations"))
 def conversations(run: StageRun, cfg: ConversationsConfig, sft: Source) -> None:
     """Write `train.parquet`, `validation.parquet` and `errors.jsonl`.
 

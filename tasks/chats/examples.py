@@ -14,12 +14,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import Field
 
+from tasks.chats.exchanges import extract_exchanges
 from tasks.chats.messages import validation_mask
 from tasks.mechanism.shards import Counts, ShardFunction, ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun
 from tasks.text.bad_records import ErrorRecord, check_bad_share, read_errors, write_errors
 from tasks.text.documents import write_table
-from tasks.text.python.entries import extract_exchanges, is_python, write_listing
+from tasks.text.python.entries import is_python, write_listing
 from tasks.text.readers import read_file
 from tasks.text.readers.records import Bad, Row
 from tasks.text.sampling import first_of_each, smallest_hashes
@@ -81,13 +82,7 @@ def write_examples(
     Raises:
         ValueError: too many records in no known layout, or fewer than two examples.
     """
-    python_jobs = [
-        ShardJob((path,), run.scratch / "python" / path.name) for path in extract_exchanges(run, source.files)
-    ]
-    file_jobs = [
-        ShardJob((write_listing(run, group), *(f.path for f in group)), run.scratch / f"{group_name(group)}.parquet")
-        for group in group_files([file for file in source.files if not is_python(file)], GROUP_BYTES)
-    ]
+    python_jobs, file_jobs = _jobs(run, source)
     map_shards(run, make, python_jobs, cfg)
     counts = map_shards(run, read, file_jobs, cfg)
     shards = [job.output for job in [*python_jobs, *file_jobs]]
@@ -110,6 +105,18 @@ def write_examples(
         run.metric(f"{name}_{kind.counted}", len(part))
     write_errors(run, errors)
     return counts
+
+
+def _jobs(run: StageRun, source: Source) -> tuple[list[ShardJob], list[ShardJob]]:
+    """Those for what Python files document, and those for other files."""
+    python_jobs = [
+        ShardJob((path,), run.scratch / "python" / path.name) for path in extract_exchanges(run, source.files)
+    ]
+    file_jobs = [
+        ShardJob((write_listing(run, group), *(f.path for f in group)), run.scratch / f"{group_name(group)}.parquet")
+        for group in group_files([file for file in source.files if not is_python(file)], GROUP_BYTES)
+    ]
+    return python_jobs, file_jobs
 
 
 def read_records(

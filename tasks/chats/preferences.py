@@ -12,6 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from tasks.chats.examples import ExamplesConfig, Kind, read_records, write_examples
+from tasks.chats.exchanges import read_exchanges
 from tasks.chats.messages import (
     MESSAGES_TYPE,
     Messages,
@@ -24,7 +25,6 @@ from tasks.chats.messages import (
 from tasks.chats.rules import Aspect, Exchange, rejected_answer
 from tasks.mechanism.stage import StageRun, stage
 from tasks.text.bad_records import ErrorRecord
-from tasks.text.python.entries import read_exchanges
 from tasks.text.source import Source, source_name
 
 _ASPECTS: tuple[Aspect, ...] = ("purpose", "parameters", "parameter", "returns")
@@ -47,7 +47,7 @@ class PreferencesConfig(ExamplesConfig):
     max_pairs: int = Field(8_000, ge=2, description="At most so many, chosen by hash; a file with fewer is used whole.")
 
 
-@stage("preferences", version=1)
+@stage("preferences", version=1, figures=("train_pairs", "validation_pairs"))
 def preferences(run: StageRun, cfg: PreferencesConfig, pairs: Source) -> None:
     """Write `train.parquet`, `validation.parquet` and `errors.jsonl`.
 

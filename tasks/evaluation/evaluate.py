@@ -63,7 +63,7 @@ def evaluation_label(form: str) -> str:
     return f"evaluate_{form}"
 
 
-@stage("evaluate", version=1)
+@stage("evaluate", version=1, figures=("val_bits_per_byte", "val_perplexity"))
 def evaluate(
     run: StageRun,
     cfg: EvaluateConfig,
@@ -132,8 +132,7 @@ def score_text(
 ) -> dict[str, float]:
     """Score validation documents into `documents.parquet`; the figures over all of them."""
     from model.scoring.text import compare_models, cut_windows, document_nats, sequence_scores
-    from tasks.tokens.files import sample_documents
-    from tasks.tokens.overlap import read_overlap
+    from tasks.tokens.files import read_overlap, sample_documents
 
     documents = list(sample_documents(tokens_dir, "validation", cfg.validation_tokens, cfg.document_tokens))
     if not documents:
@@ -169,7 +168,7 @@ def text_figures(
 ) -> dict[str, float]:
     """Loss, perplexity and bits per byte, over all and by source, with xz of the same text as a yardstick."""
     from model.scoring.text import bits_per_byte
-    from tasks.tokens.token_sources import report_names
+    from tasks.tokens.files import report_names
 
     tokens, total_bytes, total_nats = sum(len(d.ids) for d in documents), sum(map(len, texts)), sum(nats)
     figures = {

@@ -54,7 +54,7 @@ class Input(Protocol):
 
 @dataclass(frozen=True)
 class Stage(Generic[C]):
-    """A stage as the decorator made it; calling it is a runner's business."""
+    """A stage as the decorator made it; calling it is a runner's business. `figures` are its most telling metrics."""
 
     name: str
     version: int
@@ -62,6 +62,7 @@ class Stage(Generic[C]):
     config_class: type[C]
     function: Callable[..., None]
     code_digest: str
+    figures: tuple[str, ...]
 
     def key(self, config: C, inputs: Mapping[str, Input]) -> str:
         """The identity of this call; for stages held dear the code is no part of it, only their version is."""
@@ -71,13 +72,16 @@ class Stage(Generic[C]):
 
 
 def stage(
-    name: str, *, version: int, rebuild: Rebuild = "on-code-change"
+    name: str, *, version: int, rebuild: Rebuild = "on-code-change", figures: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Stage[Any]]:
-    """Declare a stage. Its second parameter's annotation is its config class; the others are its inputs."""
+    """Declare a stage. Its second parameter's annotation is its config class; the others are its inputs.
+
+    `figures` names those of its metrics that say best what went in and what came out, for summaries and comparisons.
+    """
 
     def wrap(function: Callable[..., None]) -> Stage[Any]:
         config_class = get_type_hints(function)["cfg"]
-        return Stage(name, version, rebuild, config_class, function, code_digest(function.__module__))
+        return Stage(name, version, rebuild, config_class, function, code_digest(function.__module__), figures)
 
     return wrap
 

@@ -26,7 +26,7 @@ class QuantizeConfig(StageConfig):
     seed: int = Field(0, ge=0, description="Seed of the choice of calibration text.")
 
 
-@stage("quantize", version=1, rebuild="on-version")
+@stage("quantize", version=1, rebuild="on-version", figures=("size_bytes", "size_ratio"))
 def quantize(run: StageRun, cfg: QuantizeConfig, model: Artifact, calibration: Artifact) -> None:
     """Write `weights.safetensors`, `quantization.json` and copies of config, tokenizer and contract.
 

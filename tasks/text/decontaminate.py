@@ -7,7 +7,7 @@ from whole documents after dedup; `pack` measures how much of it stands in the t
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,13 +40,15 @@ OVERLAP_SCHEMA = pa.schema(
 
 
 class DecontaminateConfig(StageConfig):
-    """What counts as a leak of a benchmark into the documents."""
+    """What counts as contamination of the documents by a benchmark."""
 
-    ngram_words: int = Field(13, ge=5, le=50, description="Length of the shared run of words that counts as a leak.")
+    ngram_words: int = Field(
+        13, ge=5, le=50, description="Length of the word n-grams that, shared with a benchmark, count as contamination."
+    )
     max_documents_per_ngram: int = Field(
         10,
         ge=1,
-        description="A run of words found in more documents than this is taken for a common phrase (GPT-3: 10).",
+        description="An n-gram found in more documents than this is taken for a common phrase (GPT-3: 10).",
     )
 
 
@@ -148,16 +150,15 @@ def _leaks(matched: Sequence[Path], ngrams: int, most_documents: int) -> NDArray
     return (frequency > 0) & (frequency <= most_documents)
 
 
-@stage("decontaminate", version=1)
+@stage("decontaminate", version=1, figures=("documents_in", "documents_kept"))
 def decontaminate(
     run: StageRun,
     cfg: DecontaminateConfig,
     documents: Artifact,
-    filtered: Artifact,
-    deduplicated: Artifact,
     conversations: Artifact,
     preferences: Artifact,
     benchmarks: Source | None = None,
+    **judged: Artifact,
 ) -> None:
     """Judge every document left so far; attributes as everywhere, and each overlap found."""
     from model.corpus.words import as_texts
@@ -165,7 +166,7 @@ def decontaminate(
     benchmark = benchmark_texts(conversations, preferences, benchmarks)
     benchmark_path = run.scratch / "benchmark.parquet"
     write_table(benchmark, benchmark_path)
-    aligned = aligned_shards(documents, filtered, deduplicated)
+    aligned = aligned_shards(documents, *judged.values())
     matched = [run.scratch / "matched" / paths[0].name for paths in aligned]
     jobs = [ShardJob((benchmark_path, *paths), path) for paths, path in zip(aligned, matched)]
     map_shards(run, match_shard, jobs, cfg)
@@ -182,6 +183,12 @@ def decontaminate(
             writer.write_table(overlaps)
             totals.update(verdict["reason"].to_pylist())
             overlapping.update((row["benchmark"], row["item"]) for row in overlaps.to_pylist())
+    _tell(run, benchmark, overlapping, totals)
+    run.metric("benchmark_ngrams", len(ngrams.hashes))
+
+
+def _tell(run: StageRun, benchmark: pa.Table, overlapping: Set[tuple[str, str]], totals: Mapping[str, int]) -> None:
+    """Record how many documents went, by reason in `totals`, and how many items of each benchmark they overlap with."""
     # Without duplicates, in their order: that of a set would be another in each process.
     items = dict.fromkeys(zip(benchmark["benchmark"].to_pylist(), benchmark["item"].to_pylist()))
     overlapping_by_name = Counter(name for name, _ in overlapping)
@@ -193,7 +200,6 @@ def decontaminate(
     run.metric("documents_contaminated", totals[CONTAMINATED])
     run.metric("benchmark_items", len(items))
     run.metric("benchmark_items_overlapping", len(overlapping))
-    run.metric("benchmark_ngrams", len(ngrams.hashes))
     run.say(
         f"{totals[CONTAMINATED]:,} of {totals[''] + totals[CONTAMINATED]:,} documents overlap with "
         f"{len(overlapping):,} of {len(items):,} validation items and are dropped"

@@ -6,7 +6,6 @@ another: a changed threshold measures nothing again. Definitions and sources sta
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,28 +18,11 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from tasks.mechanism.shards import Counts, ShardJob, map_shards
-from tasks.mechanism.stage import Artifact, StageConfig, StageRun, stage
+from tasks.mechanism.stage import Artifact, StageRun, stage
 from tasks.text.documents import document_shards, write_table
+from tasks.text.measure import MeasureConfig, measure_shard
 
-PII_KINDS = ("email", "ip", "phone", "card", "key")
 _LARGE = 1_000_000_000
-REDACTIONS = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("kind", pa.string())]))
-
-
-class MeasureConfig(StageConfig):
-    """The part of the filter's config that shapes what is measured, and not only how it is judged."""
-
-    languages: tuple[str, ...] = Field(
-        ("en",), description="ISO 639-1 codes of the wanted languages; none: any language is kept, none is identified."
-    )
-    pii: Literal["redact", "drop", "keep"] = Field(
-        "redact",
-        description="What becomes of emails, public IP addresses, phone and card numbers and secret keys: replaced by "
-        "a tag such as [EMAIL], the document dropped, or not looked for.",
-    )
-    blocked_words: tuple[str, ...] = Field(
-        (), description="Words or phrases, any case, counted against max_blocked_words."
-    )
 
 
 class FilterConfig(MeasureConfig):
@@ -62,7 +44,7 @@ class FilterConfig(MeasureConfig):
     max_bullet_line_share: float = Field(0.9, ge=0, le=1, description="Most lines that start with a bullet (Gopher).")
     max_ellipsis_line_share: float = Field(0.3, ge=0, le=1, description="Most lines that end in an ellipsis (Gopher).")
     min_alphabetic_word_share: float = Field(
-        0.5, ge=0, le=1, description="Fewest words with a letter, as a share (Gopher: 0.8)."
+        0.5, ge=0, le=1, description="Least share of words with a letter (Gopher: 0.8)."
     )
     min_stop_words: int = Field(
         1, ge=0, le=8, description="Fewest different words of the, be, to, of, and, that, have, with (Gopher: 2)."
@@ -206,6 +188,7 @@ def reasons(features: pa.Table, cfg: FilterConfig) -> pa.StringArray:
     for position, rule in enumerate(RULES, start=2):
         failed = rule.fails(features[rule.feature].to_numpy(), getattr(cfg, rule.reason))
         first[failed & (first == 0)] = position
+    # Last: so each threshold is told all that it drops, whether or not personal data would drop it too.
     if cfg.pii == "drop":
         spans = pc.list_value_length(features["redactions"]).to_numpy()
         first[(spans > 0) & (first == 0)] = len(names) - 1
@@ -221,75 +204,16 @@ def _foreign(features: pa.Table, cfg: FilterConfig) -> NDArray[np.bool_]:
     return found
 
 
-def measure_shard(inputs: tuple[Path, ...], output: Path, cfg: MeasureConfig) -> Counts:
-    """Write what is measured of each document of a shard: one row each, same order."""
-    from model.corpus.features.measure import FEATURES, measure
-    from model.corpus.words import as_texts
-
-    table = pq.read_table(inputs[0], columns=["doc_id", "text"])
-    texts = as_texts(table["text"])
-    measured = measure(texts)
-    languages, probabilities = _languages(texts, cfg.languages)
-    columns: dict[str, pa.Array] = {
-        "doc_id": table["doc_id"],
-        "bytes": pc.binary_length(texts).cast(pa.int64()),
-        "language": languages,
-        "language_probability": probabilities,
-        "redactions": _redactions(texts, cfg),
-        "blocked_words": _blocked_words(texts, cfg.blocked_words),
-    }
-    for position, name in enumerate(FEATURES):
-        columns[name] = pa.array(np.ascontiguousarray(measured[:, position]))
-    write_table(pa.table(columns), output)
-    return {"documents": len(table), "bytes": float(pc.sum(columns["bytes"]).as_py() or 0)}
-
-
-def _languages(texts: pa.LargeStringArray, wanted: Sequence[str]) -> tuple[pa.Array, pa.Array]:
-    """Code and probability of each text's language; "" and 0 where nobody asks."""
-    from model.corpus.language import SAMPLE_CHARACTERS, identify
-
-    if not wanted:
-        return pa.array([""] * len(texts), pa.string()), pa.array(np.zeros(len(texts), np.float32))
-    found = identify(pc.utf8_slice_codeunits(texts, 0, SAMPLE_CHARACTERS).to_pylist(), frozenset(wanted))
-    codes = pa.array([language.code for language in found], pa.string())
-    return codes, pa.array(np.array([language.probability for language in found], np.float32))
-
-
-def _redactions(texts: pa.LargeStringArray, cfg: MeasureConfig) -> pa.Array:
-    from model.corpus.pii import find_personal_data
-
-    if cfg.pii == "keep":
-        return pa.array([[]] * len(texts), REDACTIONS)
-    return pa.array([[vars(span) for span in spans] for spans in find_personal_data(texts)], REDACTIONS)
-
-
-def _blocked_words(texts: pa.LargeStringArray, words: Sequence[str]) -> pa.Array:
-    """Occurrences of the blocked words in each text, whole words only where a word begins or ends with a letter."""
-    if not words:
-        return pa.array(np.zeros(len(texts), np.float32))
-    pattern = "|".join(_whole_word(word) for word in sorted(words, key=len, reverse=True))
-    return pc.count_substring_regex(texts, pattern, ignore_case=True).cast(pa.float32())
-
-
-def _whole_word(word: str) -> str:
-    """An RE2 pattern; RE2's border of a word knows ASCII only, so other scripts are found anywhere."""
-    quoted = "".join(rf"\x{{{ord(character):x}}}" for character in word)
-    before = r"\b" if word[0].isascii() and word[0].isalnum() else ""
-    after = r"\b" if word[-1].isascii() and word[-1].isalnum() else ""
-    return before + quoted + after
-
-
 def judge_shard(inputs: tuple[Path, ...], output: Path, cfg: FilterConfig) -> Counts:
     """Write the attribute shard: what was measured, the verdict and its reason."""
     features = pq.read_table(inputs[0])
     reason = reasons(features, cfg)
     keep = pc.equal(reason, "")
-    redactions = features["redactions"]
-    if cfg.pii == "drop":
-        redactions = pa.array([[]] * len(features), REDACTIONS)
     columns = {"doc_id": features["doc_id"], "keep": keep, "reason": reason}
-    for name in features.column_names[1:]:
-        columns[name] = redactions if name == "redactions" else features[name]
+    # As the rules are listed, so that bytes do not depend on the order in which the kernel happens to measure.
+    ruled = [rule.feature for rule in RULES]
+    others = [name for name in features.column_names if name not in ruled]
+    columns |= {name: features[name] for name in dict.fromkeys([*others, *ruled])}
     write_table(pa.table(columns), output)
     return _count(features, keep, reason)
 
@@ -327,7 +251,7 @@ def _refuse_empty(counts: Counts) -> None:
     )
 
 
-@stage("filter", version=1)
+@stage("filter", version=1, figures=("documents_in", "documents_kept"))
 def filter(run: StageRun, cfg: FilterConfig, documents: Artifact) -> None:
     """Measure and judge every document.
 

@@ -59,7 +59,7 @@ class IngestConfig(StageConfig):
     )
 
 
-@stage("ingest", version=1)
+@stage("ingest", version=1, figures=("files", "documents", "text_bytes", "bad_records"))
 def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     """Write `shards/*.parquet` and `errors.jsonl`.
 

@@ -17,17 +17,13 @@ from tasks.mechanism.identity import canonical_json
 from tasks.mechanism.store import file_sha256, file_stamp, write_atomically
 from tasks.text.dated import DatedAddress, parse_dated
 from tasks.text.python.pydocs import library_files
-from tasks.text.readers import is_readable
+from tasks.text.readers import is_readable, known_endings
 from tasks.text.readers.hub import download_dataset, parse_dataset_spec
 from tasks.text.readers.remote import download_files, list_remote
 
 PYTHON_DOCS = "python-docs"
 """The embedded corpus: documentation in the source of the standard library and of installed libraries."""
 
-_READABLE = (
-    "Expected .txt .md .rst .html .jsonl .json .csv .tsv .parquet .arrow .py .warc .zip or .tar, plain or compressed "
-    "(.gz .zst .bz2 .xz)."
-)
 HASHING_THREADS = 4
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -65,7 +61,7 @@ def resolve_source(spec: str, cache: Path) -> Source:
     """
     named = _named_files(spec, cache)
     if not named:
-        raise ValueError(f"{spec}: found no file that can be read. {_READABLE}")
+        raise ValueError(f"{spec}: found no file that can be read. Expected {known_endings()}.")
     return source_of_files(named, cache)
 
 
@@ -114,7 +110,9 @@ def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
     path = Path(spec).expanduser()
     if path.is_file():
         if not is_readable(path.name):
-            raise ValueError(f"{spec}: files that end in {path.suffix or 'nothing'} cannot be read. {_READABLE}")
+            raise ValueError(
+                f"{spec}: files that end in {path.suffix or 'nothing'} cannot be read. Expected {known_endings()}."
+            )
         return [(path.name, path.resolve())]
     if path.is_dir():
         return _folder_files(path.resolve())

@@ -1,16 +1,28 @@
-"""Read the token files that `pack` wrote: random rows for calibration, whole documents for scoring."""
+"""Read the token files that `pack` wrote: rows and documents, which source each token is from, and what overlaps."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    from model.training.data import TokenSources
+
 Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+MAX_SOURCES = 16
+OTHER_SOURCES = "other"
+OVERLAP_FILE = "overlap.parquet"
+OVERLAP_TOKENS = 1_000_000
+"""Held-out documents are measured up to this many tokens in all, in the order in which evaluations draw them."""
+OVERLAP_DOCUMENT_TOKENS = 1 << 16
+_OVERLAP_SCHEMA = pa.schema([("doc_id", pa.string()), ("tokens", pa.int64()), ("overlapping", pa.int64())])
 
 
 @dataclass(frozen=True)
@@ -23,10 +35,22 @@ class TokenDocument:
     bytes: int
 
 
+def read_meta(folder: Path) -> dict[str, Any]:
+    """What `pack` says of a token folder: size of the vocabulary, type of the ids, tokens and bytes of each split."""
+    meta: dict[str, Any] = json.loads((folder / "meta.json").read_bytes())
+    return meta
+
+
 def read_tokens(folder: Path, split: Split) -> NDArray[np.unsignedinteger]:
-    """All tokens of a split, (tokens,), as a memory map."""
-    dtype = json.loads((folder / "meta.json").read_bytes())["dtype"]
-    return np.memmap(folder / f"{split}.bin", np.dtype(dtype).newbyteorder("<"), "r")
+    """All tokens of a split, (tokens,), as a memory map.
+
+    Raises:
+        ValueError: the split has none.
+    """
+    path = folder / f"{split}.bin"
+    if path.stat().st_size == 0:
+        raise ValueError(f"The {split} split has no tokens. Give more text, or a larger share to that split (pack).")
+    return np.memmap(path, np.dtype(read_meta(folder)["dtype"]).newbyteorder("<"), "r")
 
 
 def random_rows(folder: Path, split: Split, rows: int, length: int, seed: int) -> NDArray[np.int64]:
@@ -62,3 +86,53 @@ def sample_documents(folder: Path, split: Split, max_tokens: int, max_document_t
         total += length
         if total >= max_tokens:
             return
+
+
+def report_names(sizes: Mapping[str, int]) -> dict[str, str]:
+    """The name under which figures of each source appear: its own for the largest, `other` for those that would make
+    more than MAX_SOURCES.
+
+    A corpus may have thousands of sources; a curve for each would help nobody.
+    """
+    ranked = sorted(sizes, key=lambda source: (-sizes[source], source))
+    kept = MAX_SOURCES if len(ranked) <= MAX_SOURCES else MAX_SOURCES - 1
+    return {source: source if rank < kept else OTHER_SOURCES for rank, source in enumerate(ranked)}
+
+
+def token_sources(folder: Path, split: Split) -> "TokenSources":
+    """The sources of a split's tokens by the names of `report_names`; a separator is its document's."""
+    from model.training.data import TokenSources  # imports torch, which `pack` can do without
+
+    columns = ["source", "start", "tokens"]
+    spans = pq.read_table(folder / "spans.parquet", columns=columns, filters=[("split", "=", split)]).sort_by("start")
+    sizes = spans.group_by("source").aggregate([("tokens", "sum")])
+    reported = report_names(dict(zip(sizes["source"].to_pylist(), sizes["tokens_sum"].to_pylist())))
+    names = tuple(sorted(set(reported.values())))
+    numbers = {source: names.index(name) for source, name in reported.items()}
+    owners = np.array([numbers[source] for source in spans["source"].to_pylist()], dtype=np.int64)
+    return TokenSources(names, np.cumsum(spans["tokens"].to_numpy()), owners)
+
+
+def write_overlap(folder: Path) -> float:
+    """Write, for each held-out document of a token folder, how many of its tokens stand in the training text too.
+
+    Returns the share over all documents, 0 to 1.
+    """
+    from model.corpus.overlap import covered_tokens, run_hashes, seen_runs
+
+    documents = list(sample_documents(folder, "validation", OVERLAP_TOKENS, OVERLAP_DOCUMENT_TOKENS))
+    hashes = [run_hashes(document.ids.astype(np.uint32)) for document in documents]
+    wanted = np.unique(np.concatenate([*hashes, np.empty(0, np.uint64)]))
+    seen = seen_runs(wanted, read_tokens(folder, "train"))
+    lengths = [len(document.ids) for document in documents]
+    covered = [covered_tokens(mine, wanted, seen, length) for mine, length in zip(hashes, lengths)]
+    columns = [[document.doc_id for document in documents], lengths, covered]
+    pq.write_table(pa.table(columns, schema=_OVERLAP_SCHEMA), folder / OVERLAP_FILE, compression="zstd")
+    return sum(covered) / max(sum(lengths), 1)
+
+
+def read_overlap(folder: Path) -> dict[str, float]:
+    """Share of overlapping tokens by document id."""
+    table = pq.read_table(folder / OVERLAP_FILE)
+    shares = table["overlapping"].to_numpy() / np.maximum(table["tokens"].to_numpy(), 1)
+    return dict(zip(table["doc_id"].to_pylist(), shares.tolist()))

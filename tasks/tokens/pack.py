@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import orjson
@@ -25,11 +25,10 @@ from tasks.mechanism.shards import ShardJob, map_shards
 from tasks.mechanism.stage import Artifact, StageConfig, StageRun, stage
 from tasks.text.documents import aligned_shards, read_kept
 from tasks.tokens.contract import CONTRACT_FILE
-from tasks.tokens.overlap import write_overlap
+from tasks.tokens.files import SPLITS, Split, write_overlap
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
 UINT16_VOCABULARY = 1 << 16
+"""Up to so many entries a token takes two bytes instead of four."""
 
 _ENCODED_SCHEMA = pa.schema(
     [
@@ -61,16 +60,8 @@ class PackConfig(StageConfig):
     )
 
 
-@stage("pack", version=1)
-def pack(
-    run: StageRun,
-    cfg: PackConfig,
-    documents: Artifact,
-    filtered: Artifact,
-    deduplicated: Artifact,
-    decontaminated: Artifact,
-    tokenizer: Artifact,
-) -> None:
+@stage("pack", version=1, figures=("train_tokens", "validation_tokens"))
+def pack(run: StageRun, cfg: PackConfig, documents: Artifact, tokenizer: Artifact, **judged: Artifact) -> None:
     """Write `train.bin`, `validation.bin`, `spans.parquet`, `overlap.parquet`, `meta.json` and `contract.json`.
 
     Raises:
@@ -79,7 +70,7 @@ def pack(
     vocabulary = tokenizer.path / "tokenizer.json"
     jobs = [
         ShardJob((vocabulary, *paths), run.scratch / "encoded" / f"{paths[0].stem}.arrow")
-        for paths in aligned_shards(documents, filtered, deduplicated, decontaminated)
+        for paths in aligned_shards(documents, *judged.values())
     ]
     map_shards(run, encode_shard, jobs, cfg)
     loaded = _load_tokenizer(vocabulary.read_bytes())
@@ -107,6 +98,7 @@ def pack(
 
 def split_of(doc_id: str, validation_share: float) -> Split:
     """The side of a document; a pure function of its id, so that a growing corpus moves no document."""
+    # The second half of the id: the tokenizer's sample goes by the first, so neither leans towards the other.
     return "validation" if int(doc_id[16:], 16) < validation_share * 2**64 else "train"
 
 
@@ -117,6 +109,7 @@ def encode_shard(inputs: tuple[Path, ...], output: Path, cfg: PackConfig) -> Map
     rows = read_kept(document_shard, attributes)
     texts = as_texts(rows["text"])
     encoded = tokenizer.encode_column(texts)
+    # A separator after each document, so that attention can stop there and none begins in the middle of another.
     flat = np.insert(encoded.values, encoded.offsets[1:], np.uint32(tokenizer.endoftext_id))
     offsets = encoded.offsets + np.arange(len(encoded) + 1)
     columns = [

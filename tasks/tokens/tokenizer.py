@@ -34,33 +34,26 @@ class TokenizerConfig(StageConfig):
     """How the vocabulary is made."""
 
     vocab_size: int = Field(
-        4096, ge=512, le=1_000_000, description="Entries of the vocabulary, the 4 special tokens included."
+        4096, ge=512, le=1_000_000, description="Size of the vocabulary, the 4 special tokens included."
     )
     sample_megabytes: float = Field(
         100.0, gt=0, le=10_000, description="Text to train on; documents are chosen by their hash (100 MB take 30 s)."
     )
-    min_frequency: int = Field(2, ge=1, le=1000, description="How often a pair must occur to become a token.")
+    min_frequency: int = Field(2, ge=1, le=1000, description="How often a pair of tokens must occur to be merged.")
     compare_with: tuple[str, ...] = Field(
         (), description="Files of other tokenizers (tokenizer.json, .tiktoken) whose bytes per token are reported too."
     )
 
 
-@stage("tokenizer", version=1)
-def tokenizer(
-    run: StageRun,
-    cfg: TokenizerConfig,
-    documents: Artifact,
-    filtered: Artifact,
-    deduplicated: Artifact,
-    decontaminated: Artifact,
-) -> None:
+@stage("tokenizer", version=1, figures=("vocab_size", "bytes_per_token"))
+def tokenizer(run: StageRun, cfg: TokenizerConfig, documents: Artifact, **judged: Artifact) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja`, `contract.json` and `sample.json`.
 
     Raises:
         ValueError: no text is left, or a tokenizer to compare with cannot be read.
     """
     others = {name_of(path): load_counter(path) for path in map(Path, cfg.compare_with)}
-    shards = aligned_shards(documents, filtered, deduplicated, decontaminated)
+    shards = aligned_shards(documents, *judged.values())
     kept_bytes = sum(_kept_bytes(shard, attributes) for shard, *attributes in shards)
     if kept_bytes == 0:
         raise ValueError(

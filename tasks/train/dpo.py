@@ -211,7 +211,7 @@ def _refuse_nothing(train_pairs: int, validation_pairs: int) -> None:
             )
 
 
-@stage("dpo", version=2, rebuild="on-version")
+@stage("dpo", version=2, rebuild="on-version", figures=("train_pairs", "reward_accuracy", "reward_margin"))
 def dpo(run: StageRun, cfg: DpoConfig, model: Artifact, preferences: Artifact) -> None:
     """Write an aligned chat model in the Hugging Face layout."""
     launch(run, dpo_job, cfg, {"model": model, "preferences": preferences})

@@ -3,11 +3,10 @@
 Or from the weights of an earlier one, with the same tokenizer and shape and a learning-rate schedule that begins anew.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import Field, model_validator
 
@@ -27,9 +26,6 @@ from tasks.train.job import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from model.network.transformer import Transformer
     from model.training.data import StepPlan, TokenSources, WindowBatches
     from model.training.loop import Validation
@@ -106,27 +102,14 @@ def step_plan(settings: WindowSettings, tokens: int) -> "StepPlan":
     return plan_steps(max(1, wanted), batch, row)
 
 
-def read_tokens(folder: Path, split: str, meta: Mapping[str, Any]) -> "NDArray[np.unsignedinteger[Any]]":
-    """The token stream of a split, mapped from its file: (tokens,)."""
-    import numpy as np
-
-    path = folder / f"{split}.bin"
-    if path.stat().st_size == 0:
-        raise ValueError(f"The {split} split has no tokens. Give more text, or a larger share to that split (pack).")
-    tokens: NDArray[np.unsignedinteger[Any]] = np.memmap(
-        path, dtype=np.dtype(meta["dtype"]).newbyteorder("<"), mode="r"
-    )
-    return tokens
-
-
 def text_batches(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "WindowBatches":
     """The training batches: a function of the config and the tokens alone, so which step saw what can be computed."""
     from model.training.data import WindowBatches
     from model.vocabulary.tokenizer import Tokenizer
+    from tasks.tokens.files import read_tokens
 
-    meta = json.loads((folder / "meta.json").read_text())
     tokenizer = Tokenizer.load(tokenizer_dir)
-    stream = read_tokens(folder, "train", meta)
+    stream = read_tokens(folder, "train")
     return WindowBatches(
         stream,
         step_plan(cfg.batches, len(stream)),
@@ -144,10 +127,10 @@ def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path, sources:
     from model.training.data import Ramp, WindowBatches, plan_steps
     from model.training.loop import Validation
     from model.vocabulary.tokenizer import Tokenizer
+    from tasks.tokens.files import read_tokens
 
-    meta = json.loads((folder / "meta.json").read_text())
     tokenizer = Tokenizer.load(tokenizer_dir)
-    stream = read_tokens(folder, "validation", meta)
+    stream = read_tokens(folder, "validation")
     length = min(cfg.batches.sequence_length, len(stream) - 1)
     plan = plan_steps(1, Ramp(1, 1), Ramp(length, length))
     endoftext = tokenizer.endoftext_id if cfg.batches.document_attention else -1
@@ -205,11 +188,11 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
     from model.network.flops import num_parameters
     from model.training.objectives import NextToken
     from tasks.tokens.contract import check_contract
-    from tasks.tokens.token_sources import token_sources
+    from tasks.tokens.files import read_meta, token_sources
 
     tokens_dir, tokenizer_dir = inputs["tokens"], inputs["tokenizer"]
     check_contract(tokenizer_dir, tokens_dir)
-    meta = json.loads((tokens_dir / "meta.json").read_text())
+    meta = read_meta(tokens_dir)
     batches = text_batches(cfg, tokens_dir, tokenizer_dir)
     plan = step_plan(cfg.batches, int(meta["train_tokens"]))
     tokens = float(plan.first_window[-1]) * cfg.batches.sequence_length
@@ -231,7 +214,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
             run.metric(name, value)
 
 
-@stage("pretrain", version=3, rebuild="on-version")
+@stage("pretrain", version=3, rebuild="on-version", figures=("parameters", "train_tokens", "val_bits_per_byte"))
 def pretrain(
     run: StageRun, cfg: PretrainConfig, tokens: Artifact, tokenizer: Artifact, start: Artifact | None = None
 ) -> None:

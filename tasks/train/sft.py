@@ -142,7 +142,7 @@ def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> Non
             run.metric(name, value)
 
 
-@stage("sft", version=2, rebuild="on-version")
+@stage("sft", version=2, rebuild="on-version", figures=("train_tokens", "val_loss"))
 def sft(run: StageRun, cfg: SftConfig, model: Artifact, conversations: Artifact) -> None:
     """Write a chat model in the Hugging Face layout."""
     launch(run, sft_job, cfg, {"model": model, "conversations": conversations})

@@ -6,9 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.corpus.features.kernel import measure_compiled
-from model.corpus.features.names import FEATURES, PHRASES
-from model.corpus.features.plain import measure_plain
+from model.corpus.features.measure import FEATURES, measure_compiled, measure_plain
+from model.corpus.features.phrases import PHRASES
 
 RELAXED = settings(deadline=None, max_examples=300)  # the first example may load the kernel
 PIECES = [

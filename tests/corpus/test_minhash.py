@@ -155,10 +155,6 @@ def test_documents_share_a_band_key_where_the_band_is_equal() -> None:
     assert (keys[:, 0] == keys[:, 1]).tolist() == [False, True, False]
 
 
-def test_the_chance_to_share_a_band() -> None:
-    assert minhash.collision_probability(0.8, 14, 8) == pytest.approx(1 - (1 - 0.8**8) ** 14)
-
-
 @RELAXED
 @given(st.lists(st.one_of(any_text(), st.sampled_from(ODD_TEXTS)), max_size=5))
 def test_text_hashes_are_the_plain_ones(texts: list[str]) -> None:

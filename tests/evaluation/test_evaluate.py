@@ -19,8 +19,7 @@ from tasks.evaluation.evaluate import CLEAN_SHARE, EvaluateConfig, evaluate
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, build
 from tasks.models.quantize import QuantizeConfig, quantize
-from tasks.tokens.files import sample_documents
-from tasks.tokens.overlap import read_overlap
+from tasks.tokens.files import read_overlap, sample_documents
 from tests.helpers.inference import World, make_world, scores_of
 from tests.helpers.training import artifact
 

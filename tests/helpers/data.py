@@ -18,6 +18,36 @@ PROSE = (
     "reason for each of them written beside it.\n"
 )
 
+NUMPY_STYLE = """Solve a linear system. It uses LU.
+
+There is more on it in [1]_ than here.
+
+Parameters
+----------
+a, b : (n, n) array_like
+    Coefficient matrices.
+overwrite : bool, optional
+    Whether to overwrite ``a``. Default is False.
+
+    Another paragraph of it.
+*args
+    The rest.
+
+Returns
+-------
+x : ndarray
+    The solution.
+
+Raises
+------
+LinAlgError
+    If `a` is singular.
+
+Examples
+--------
+>>> solve(a, b)
+"""
+
 
 def make_documents(folder: Path, shards: Mapping[str, Sequence[str]]) -> Artifact:
     """A documents artifact with these texts, by shard name."""

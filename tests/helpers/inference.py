@@ -12,7 +12,7 @@ from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from tasks.mechanism.stage import Artifact
 from tasks.models.folder import save_model
-from tasks.tokens.overlap import write_overlap
+from tasks.tokens.files import write_overlap
 from tests.helpers.training import artifact, make_preferences, make_tokenizer, make_tokens
 
 

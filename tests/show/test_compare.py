@@ -20,7 +20,7 @@ from tasks.mechanism.execution import Execution
 from tasks.mechanism.runs import RunRecord, StageRecord, run_folder, save_run
 from tasks.mechanism.stage import Artifact
 from tasks.mechanism.store import Store
-from tasks.text.documents import iterate_kept, write_table
+from tasks.text.documents import aligned_shards, read_kept, write_table
 from tasks.text.inspect.changes import JudgedCorpus, Movement, document_changes
 from tasks.track import Untracked
 from tests.helpers import tiny
@@ -54,7 +54,8 @@ class TwoRuns:
     def kept(self, record: RunRecord) -> set[str]:
         """What the run learned from, read by the function that the trainers' stages use."""
         parts = [Artifact("", self.path(record, label)) for label in ("ingest", "filter", "dedup", "decontaminate")]
-        return {doc_id for table in iterate_kept(*parts) for doc_id in table["doc_id"].to_pylist()}
+        tables = [read_kept(shard, attributes) for shard, *attributes in aligned_shards(*parts)]
+        return {doc_id for table in tables for doc_id in table["doc_id"].to_pylist()}
 
 
 @pytest.fixture(scope="module")

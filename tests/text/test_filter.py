@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
-from model.corpus.features.names import FEATURES
+from model.corpus.features.measure import FEATURES
 from model.corpus.language import identify
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, Outcome, obtain
@@ -91,7 +91,7 @@ def config(**changes: object) -> FilterConfig:
 
 def test_every_rule_has_a_test_and_a_feature() -> None:
     assert {rule.reason for rule in RULES} == set(DROPPED)
-    assert {rule.feature for rule in RULES} - {"blocked_words"} <= set(FEATURES)
+    assert {rule.feature for rule in RULES} - {"blocked_words"} == set(FEATURES)
 
 
 def test_each_reason(tmp_path: Path) -> None:
@@ -194,6 +194,12 @@ def test_blocked_words(tmp_path: Path, blocked: str, text: str, count: int) -> N
     assert verdicts(outcome) == ["max_blocked_words", ""]
 
 
+@pytest.mark.parametrize("words", [("",), ("bad", " \t"), ("\u3000",)])
+def test_an_empty_blocked_word_is_refused_with_its_place(words: tuple[str, ...]) -> None:
+    with pytest.raises(ValidationError, match=rf"word {len(words)} of {len(words)} is .*filter\.blocked_words"):
+        FilterConfig(blocked_words=words)
+
+
 def test_metrics_add_up(tmp_path: Path) -> None:
     documents = make_documents(tmp_path / "documents", {"a": [PROSE, "ü x"], "b": ["a b", LONG]})
     metrics: Mapping[str, float] = run(documents, config(min_words=3), tmp_path / "home").manifest.metrics
@@ -219,6 +225,13 @@ def test_a_new_threshold_measures_nothing_again(tmp_path: Path) -> None:
     run(documents, config(min_words=3), tmp_path / "home")
     again = {path: path.stat().st_mtime_ns for path in (tmp_path / "home" / "memo" / "measure_shard").rglob("data")}
     assert again == measured
+
+
+def test_columns_follow_the_rules_that_read_them(tmp_path: Path) -> None:
+    documents = make_documents(tmp_path / "documents", {"a": [PROSE]})
+    found = pq.read_schema(attribute_shards(run(documents, RELAXED, tmp_path / "home").artifact)[0]).names
+    said = ["doc_id", "keep", "reason", "bytes", "language", "language_probability", "redactions"]
+    assert found == [*said, *dict.fromkeys(rule.feature for rule in RULES)]
 
 
 def test_workers_do_not_change_a_byte(tmp_path: Path) -> None:

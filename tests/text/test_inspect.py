@@ -83,6 +83,53 @@ def test_the_page_carries_what_its_verdicts_need(filtered: tuple[Artifact, Artif
     assert sorted(verdicts) == sorted(reasons(filtered[1]))
 
 
+@pytest.fixture
+def without_pii(tmp_path: Path) -> tuple[Artifact, Artifact, FilterConfig]:
+    """One document is dropped for the address in it and nothing else, one for its length before its address counts."""
+    texts = [f"{PROSE} Mail to ann@site.org or bob@site.org.", "ann@site.org", PROSE]
+    documents = make_documents(tmp_path / "documents", {"a": texts})
+    cfg = LOOSE.model_copy(update={"pii": "drop"})
+    return documents, build(filter, cfg, {"documents": documents}, Execution(home=tmp_path / "home", workers=1)), cfg
+
+
+def test_what_was_dropped_for_personal_data_is_told(without_pii: tuple[Artifact, Artifact, FilterConfig]) -> None:
+    documents, judged, cfg = without_pii
+    assert reasons(judged) == ["pii", "min_characters", ""]
+    report = filter_report(documents, judged, cfg)
+    assert (report.documents_in, report.documents_kept) == (3, 1)
+    (pii,) = [drop for drop in report.drops if drop.reason == "pii"]
+    assert pii.threshold is None
+    assert [(sample.origin, sample.value) for sample in pii.samples] == [("a:0", 2.0)]
+    assert "pii: 1 documents" in render_filter_report(report)
+
+
+def test_what_if_keeps_nobody_who_would_be_dropped_for_personal_data(
+    without_pii: tuple[Artifact, Artifact, FilterConfig], tmp_path: Path
+) -> None:
+    documents, judged, cfg = without_pii
+    looser = cfg.model_copy(update={"min_characters": 0, "min_words": 0, "min_stop_words": 0, "max_symbol_share": 1.0})
+    rerun = build(filter, looser, {"documents": documents}, Execution(home=tmp_path / "home", workers=1))
+    assert reasons(rerun) == ["pii", "pii", ""]
+    answer = what_if(documents, judged, cfg, looser)
+    assert (answer.newly_dropped, answer.newly_kept) == (0, 0)
+    stricter = cfg.model_copy(update={"min_characters": 10_000})
+    answer = what_if(documents, judged, cfg, stricter)
+    assert answer.newly_dropped == 1, "the document that was dropped for personal data counted as kept"
+
+
+def test_the_page_shows_what_was_dropped_for_personal_data(
+    without_pii: tuple[Artifact, Artifact, FilterConfig],
+) -> None:
+    page = render_filter_page(*without_pii)
+    start = page.index("const data = ") + len("const data = ")
+    data = json.loads(page[start : page.index(";\n", start)])
+    rule = data["rules"][-1]
+    assert rule == {"reason": "pii", "feature": "personal_data", "side": "max"} and data["fixed"] == ["pii"]
+    found = dict(zip(data["origins"], data["features"]["personal_data"]))
+    assert found == {"a:0": 2, "a:1": 1, "a:2": 0} and data["thresholds"]["pii"] == 0
+    assert '"personal_data"' not in render_filter_page(*without_pii[:2], LOOSE), "nobody is dropped for it there"
+
+
 def test_a_sampled_page_is_weighted(tmp_path: Path) -> None:
     documents = make_documents(tmp_path / "documents", {"a": [f"{PROSE} {n}" for n in range(40)] + ["x"] * 10})
     done = build(filter, LOOSE, {"documents": documents}, Execution(home=tmp_path / "home", workers=1))

@@ -1,25 +1,17 @@
-"""Documentation out of Python source: entries by parsing, docstrings taken apart, questions and answers by rules."""
+"""Documentation out of Python source: entries by parsing, docstrings taken apart."""
 
 import ast
 import inspect
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tasks.chats.rules import (
-    MAX_ANSWER_CHARACTERS,
-    dialogues,
-    exchanges,
-    purpose_of,
-    rejected_answer,
-    third_person,
-)
 from tasks.text.python.added_docs import added_docs
 from tasks.text.python.docstrings import first_sentence, parse_docstring
 from tasks.text.python.pydocs import Entry, clean, group_documents, library_files, module_name, read_entries
+from tests.helpers.data import NUMPY_STYLE
 
 SOURCE = '''
 """Blast furnaces and what comes out of them."""
@@ -130,35 +122,6 @@ def test_added_docs_of_torch_and_numpy_equal_the_living_ones() -> None:
     assert clean(numpy_found["numpy.frombuffer"].doc)[:200] in (np.frombuffer.__doc__ or "")
 
 
-NUMPY_STYLE = """Solve a linear system. It uses LU.
-
-There is more on it in [1]_ than here.
-
-Parameters
-----------
-a, b : (n, n) array_like
-    Coefficient matrices.
-overwrite : bool, optional
-    Whether to overwrite ``a``. Default is False.
-
-    Another paragraph of it.
-*args
-    The rest.
-
-Returns
--------
-x : ndarray
-    The solution.
-
-Raises
-------
-LinAlgError
-    If `a` is singular.
-
-Examples
---------
->>> solve(a, b)
-"""
 GOOGLE_STYLE = """Download a file from the hub.
 
 Args:
@@ -223,68 +186,3 @@ def test_odd_docstrings_do_no_harm(doc: str) -> None:
 def test_first_sentence_knows_abbreviations() -> None:
     assert first_sentence("Use it, e.g. in tests. Then stop.") == "Use it, e.g. in tests."
     assert first_sentence("No full stop") == "No full stop"
-
-
-@pytest.mark.parametrize(
-    ("kind", "doc", "expected"),
-    [
-        ("function", "Return the inverse of a matrix.", "`f` returns the inverse of a matrix."),
-        ("function", "Compute and return the inverse of it.", "`f` computes and returns the inverse of it."),
-        ("method", "Fetches all the rows there are", "`C.f` fetches all the rows there are."),
-        ("class", "A furnace that never cools.", "`f` is a furnace that never cools."),
-        ("function", "Inverse of a square matrix.", "The documentation of `f` says: Inverse of a square matrix."),
-        ("function", "See :func:`g` for what this does.", ""),
-        ("function", ">>> f(1) and something else", ""),
-    ],
-)
-def test_purpose(kind: str, doc: str, expected: str) -> None:
-    entry = Entry(kind, "lib.C.f" if kind == "method" else "lib.f", "(x)", doc, 1)  # type: ignore[arg-type]
-    assert purpose_of(entry, parse_docstring(doc)) == expected
-
-
-def test_third_person() -> None:
-    assert [third_person(v) for v in ("return", "fetch", "apply", "display", "fix")] == [
-        "returns", "fetches", "applies", "displays", "fixes",
-    ]  # fmt: skip
-
-
-SOLVE = Entry("function", "scipy.linalg.solve", "(a, b, overwrite=False, *args)", inspect.cleandoc(NUMPY_STYLE), 1)
-
-
-def test_exchanges() -> None:
-    found = {(e.aspect, e.answer) for e in exchanges(SOLVE)}
-    assert found == {
-        ("purpose", "`solve` solves a linear system. There is more on it in than here."),
-        ("parameters", "`solve` takes `a`, `b`, `overwrite` and `args`. `a`: Coefficient matrices. `overwrite`: Whether"
-                       " to overwrite `a`."),
-        ("parameter", "`a` ((n, n) array_like): Coefficient matrices."),
-        ("parameter", "`overwrite` (bool): Whether to overwrite `a`."),
-        ("default", "The default of `overwrite` is `False`."),
-        ("raises", "It can raise `LinAlgError`: If `a` is singular."),
-        ("call", "Call it as `solve(a, b, overwrite=False, *args)`."),
-    }  # fmt: skip
-
-
-def test_dialogues_are_short_and_name_what_they_ask_about() -> None:
-    entries = read_entries(Path(inspect.getsourcefile(argparse_module()) or "").read_text(), "python/argparse.py")
-    entries += read_entries(Path(inspect.getsourcefile(np.lib._function_base_impl) or "").read_text(), "numpy/lib/f.py")
-    found = [d for e in entries for d in dialogues(e.name, exchanges(e))]
-    assert len(found) > 200 and any(len(d.turns) > 2 for d in found)
-    for dialogue in found:
-        assert all(question and answer and len(answer) <= MAX_ANSWER_CHARACTERS for question, answer in dialogue.turns)
-        if len(dialogue.turns) == 1:
-            assert dialogue.name.rpartition(".")[2] in dialogue.turns[0][0] and dialogue.library in dialogue.turns[0][0]
-
-
-def argparse_module() -> object:
-    import argparse
-
-    return sys.modules[argparse.__name__]
-
-
-def test_worse_answers_differ_from_the_true_one() -> None:
-    found = exchanges(SOLVE)
-    for exchange, sibling in zip(found, [None, *found]):
-        worse = rejected_answer(exchange, sibling)
-        assert worse and worse != exchange.answer
-        assert (sibling is not None and worse == sibling.answer) or exchange.answer.startswith(worse)

@@ -7,8 +7,9 @@ import json
 import lzma
 import tarfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.csv
@@ -17,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.text.readers import endings, is_readable, read_file
-from tasks.text.readers.records import Bad, Item, Row, Text
+from tasks.text.readers import READERS, endings, is_readable, read_file
+from tasks.text.readers.records import Bad, HtmlExtractor, Item, Row, Text
+from tasks.text.source import resolve_source
 
 ROWS = [{"text": f"Record {i}, naïve 你好."} for i in range(2500)]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -269,3 +271,17 @@ def test_no_garbage_raises(tmp_path_factory: pytest.TempPathFactory, content: by
     path = tmp_path_factory.mktemp("garbage") / name
     path.write_bytes(content)
     assert all(isinstance(item, Text | Row | Bad) for item in read_file(path, name))
+
+
+def test_a_line_in_the_table_is_all_that_a_new_format_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_lines(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
+        yield from (Text(f"line {number}", line.decode()) for number, line in enumerate(stream, start=1))
+
+    (tmp_path / "a.poem.gz").write_bytes(gzip.compress(b"one"))
+    with pytest.raises(ValueError, match=r"Expected \.txt .*\.warc \.zip or \.tar, plain or compressed \(\.gz "):
+        resolve_source(str(tmp_path), tmp_path / "cache")
+    monkeypatch.setitem(READERS, ".poem", read_lines)
+    (file,) = resolve_source(str(tmp_path), tmp_path / "cache").files
+    assert list(read_file(file.path, file.name)) == [Text("line 1", "one")]
+    with pytest.raises(ValueError, match=r"\.poem \.zip or"):
+        resolve_source(str(tmp_path / "nothing-*"), tmp_path / "cache")

@@ -1,46 +1,105 @@
-"""Compiled features of lines: how they begin and end, code, boilerplate, and what C4 would keep of them."""
+"""Features of a document's lines: how they begin and end, code, boilerplate, and what C4 would keep of them.
+
+First the definition in plain Python, the oracle of the kernel and its stand-in; then the same, compiled.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.corpus.features.names import (
-    BOILERPLATE,
-    BOILERPLATE_SHARE,
-    BULLET_LINE_SHARE,
-    C4_LINE_SHARE,
-    C4_SENTENCES,
-    CODE_SHARE,
-    CURLY_BRACKETS,
-    ELLIPSIS_LINE_SHARE,
-    JAVASCRIPT,
-    LINE_PUNCTUATION_SHARE,
-    LOREM,
-    LOREM_IPSUM,
-    POLICY,
-    SHORT_LINE_SHARE,
-)
-from model.corpus.features.tables import (
+from model.corpus.features import c4
+from model.corpus.features.characters import (
     BRACE,
     BULLET,
-    C4_END,
+    BULLETS,
     CLASS,
-    CLOSING,
     CODE,
+    CODE_CHARACTERS,
     CODE_END,
+    CODE_LINE_ENDS,
     CODE_POINT_BASE,
-    DOT,
     ELLIPSIS,
-    F32,
     I32,
     NEWLINE,
-    SENTENCE_END,
+    SPACE,
     TERMINAL,
+    TERMINAL_PUNCTUATION,
     Marks,
+    classes_of,
     share,
-    trigger_slot,
+    trim_end,
 )
+from model.corpus.features.phrases import BOILERPLATE, JAVASCRIPT, LOREM, POLICY, line_marks, marks_of
 from model.corpus.words import U64
 from model.kernels.jit import bare_helper
+
+SHORT_LINE_CHARACTERS = 30
+CODE_LINE_SHARE = 0.15
+"""A line counts as code from this share of code characters among its non-space characters."""
+
+
+class LineFeatures(NamedTuple):
+    """What is measured of lines; docs/filters.md says what each means, with its source."""
+
+    bullet_line_share: float
+    ellipsis_line_share: float
+    c4_sentences: float
+    c4_line_share: float
+    curly_brackets: float
+    lorem_ipsum: float
+    line_punctuation_share: float
+    short_line_share: float
+    code_share: float
+    boilerplate_share: float
+
+
+def lines_plain(text: str) -> LineFeatures:
+    """The features of a text's lines."""
+    lines = text.split("\n")
+    if not lines[-1]:
+        lines.pop()
+    filled = [line for line in lines if line.strip()]
+    judged = [line for line in map(c4.strip_citations_plain, filled) if c4.is_judged_plain(line)]
+    kept = [line for line in judged if not marks_of(line) & (POLICY | JAVASCRIPT)]
+    size = sum(len(line.strip()) for line in filled)
+    terminals = tuple(TERMINAL_PUNCTUATION)
+    return LineFeatures(
+        bullet_line_share=share(sum(line.lstrip().startswith(tuple(BULLETS)) for line in lines), len(lines)),
+        ellipsis_line_share=share(sum(line.rstrip().endswith(("...", chr(ELLIPSIS))) for line in lines), len(lines)),
+        c4_sentences=sum(map(c4.sentences_plain, kept)),
+        c4_line_share=share(sum(map(len, kept)), size),
+        curly_brackets=sum(line.count("{") for line in judged if not marks_of(line) & JAVASCRIPT),
+        lorem_ipsum=sum(bool(marks_of(line) & LOREM) for line in filled),
+        line_punctuation_share=share(sum(line.rstrip().endswith(terminals) for line in filled), len(filled)),
+        short_line_share=share(sum(len(line) <= SHORT_LINE_CHARACTERS for line in filled), len(filled)),
+        code_share=_code_share(filled),
+        boilerplate_share=share(sum(len(line.strip()) for line in filled if marks_of(line) & BOILERPLATE), size),
+    )
+
+
+def _code_share(filled: Sequence[str]) -> float:
+    code = visible = 0
+    fenced = False
+    for line in filled:
+        stripped = line.strip()
+        size = sum(found != SPACE for found in classes_of(stripped))
+        visible += size
+        fence = stripped.startswith("```")
+        if fenced or fence or _is_code_plain(stripped, size):
+            code += size
+        fenced ^= fence
+    return share(code, visible)
+
+
+def _is_code_plain(stripped: str, size: int) -> bool:
+    return (
+        stripped.startswith((">>>", "... ", "$ "))
+        or stripped.endswith(tuple(CODE_LINE_ENDS))
+        or sum(character in CODE_CHARACTERS for character in stripped) / size >= CODE_LINE_SHARE
+    )
+
 
 # What is added up over the filled lines of a document.
 (
@@ -48,120 +107,13 @@ from model.kernels.jit import bare_helper
     _CURLY, _SENTENCES, _C4_CHARACTERS,
 ) = range(14)  # fmt: skip
 LINE_TOTALS = 14
-_EDIT, _CITATION_NEEDED = tuple(map(ord, "edit")), tuple(map(ord, "citation needed"))
-
-
-@bare_helper
-def _line_marks(
-    line: I32, phrases: I32, phrase_ends: NDArray[np.int64], phrase_marks: I32, trigger: NDArray[np.bool_]
-) -> int:
-    marks = 0
-    last_four = np.uint32(0)
-    for i in range(len(line)):
-        point = line[i]
-        low = point + 32 if 65 <= point <= 90 else min(point, 127)
-        last_four = np.uint32((last_four << np.uint32(8)) | np.uint32(low))
-        if trigger[trigger_slot(last_four)]:
-            marks |= _phrases_at(line, i - 3, phrases, phrase_ends, phrase_marks)
-    return marks
-
-
-@bare_helper
-def _phrases_at(line: I32, start: int, phrases: I32, phrase_ends: NDArray[np.int64], phrase_marks: I32) -> int:
-    marks = 0
-    begin = 0
-    for k in range(len(phrase_ends)):
-        length = phrase_ends[k] - begin
-        same = 0
-        if start >= 0 and start + length <= len(line):
-            while same < length:
-                point = line[start + same]
-                if (point + 32 if 65 <= point <= 90 else point) != phrases[begin + same]:
-                    break
-                same += 1
-            if same == length:
-                marks |= int(phrase_marks[k])
-        begin = phrase_ends[k]
-    return marks
-
-
-@bare_helper
-def trim_end(text: I32, marks: Marks, start: int, end: int) -> int:
-    while end > start and marks[end - 1] & CLASS == 0:
-        end -= 1
-    return end
-
-
-@bare_helper
-def _ends_with_dots(text: I32, start: int, end: int) -> bool:
-    return end - start >= 3 and text[end - 1] == DOT and text[end - 2] == DOT and text[end - 3] == DOT
-
-
-@bare_helper
-def _strip_citations(text: I32, marks: Marks, start: int, end: int) -> int:
-    """The end of text[start:end] without trailing `[12]`, `[edit]`, `[citation needed]`."""
-    while end - start >= 2 and text[end - 1] == 93:
-        opening = end - 2
-        while opening > start and text[opening] != 91 and end - opening < 40 + len(text):
-            if text[opening] == 93:
-                break
-            opening -= 1
-        if text[opening] != 91 or not _is_citation(text, opening + 1, end - 1):
-            return end
-        end = trim_end(text, marks, start, opening)
-    return end
-
-
-@bare_helper
-def _is_citation(text: I32, start: int, end: int) -> bool:
-    digits = True
-    for i in range(start, end):
-        digits = digits and 48 <= text[i] <= 57
-    return digits or _equals(text, start, end, _EDIT) or _equals(text, start, end, _CITATION_NEEDED)
-
-
-@bare_helper
-def _equals(text: I32, start: int, end: int, wanted: tuple[int, ...]) -> bool:
-    if end - start != len(wanted):
-        return False
-    for i in range(end - start):  # noqa: SIM110 (numba has no generator expressions)
-        if text[start + i] != wanted[i]:
-            return False
-    return True
-
-
-@bare_helper
-def _c4_sentences(text: I32, marks: Marks, start: int, end: int) -> int:
-    """Sentences of a line, one at least; -1 for a line that C4 drops before it looks for its phrases."""
-    if end == start or not marks[end - 1] & C4_END or _ends_with_dots(text, start, end):
-        return -1
-    words = length = longest = sentences = before = 0
-    for i in range(start, end):  # without a branch on where words end, which no predictor can foresee
-        inside = int(marks[i] & CLASS != 0)
-        words += inside & (1 - before)
-        length = (length + 1) * inside
-        longest = max(longest, length)
-        before = inside
-    if words < 3 or longest > 1000:
-        return -1
-    i = start
-    while i < end:
-        if not marks[i] & SENTENCE_END:
-            i += 1
-            continue
-        while i < end and marks[i] & SENTENCE_END:
-            i += 1
-        while i < end and marks[i] & CLOSING:
-            i += 1
-        sentences += int(i == end or marks[i] & CLASS == 0)
-    return max(sentences, 1)
 
 
 @bare_helper
 def _is_code(text: I32, marks: Marks, start: int, end: int, visible: int) -> bool:
     if end - start >= 3 and text[start] == 62 and text[start + 1] == 62 and text[start + 2] == 62:
         return True
-    if end - start >= 4 and _ends_with_dots(text, start, start + 3) and text[start + 3] == 32:
+    if end - start >= 4 and c4.ends_with_dots(text, start, start + 3) and text[start + 3] == 32:
         return True
     if end - start >= 2 and text[start] == 36 and text[start + 1] == 32:
         return True
@@ -170,7 +122,7 @@ def _is_code(text: I32, marks: Marks, start: int, end: int, visible: int) -> boo
     code = 0
     for i in range(start, end):
         code += int(marks[i] & CODE != 0)
-    return code / visible >= 0.15
+    return code / visible >= CODE_LINE_SHARE
 
 
 @bare_helper
@@ -198,20 +150,20 @@ def _judge_line(
     end = trim_end(text, marks, start, stop)
     totals[_FILLED] += 1
     totals[_BULLETS] += int(marks[start] & BULLET != 0)
-    totals[_ELLIPSES] += int(text[end - 1] == ELLIPSIS or _ends_with_dots(text, start, end))
+    totals[_ELLIPSES] += int(text[end - 1] == ELLIPSIS or c4.ends_with_dots(text, start, end))
     totals[_TERMINALS] += int(marks[end - 1] & TERMINAL != 0)
-    totals[_SHORT] += int(stop - begin <= 30)
+    totals[_SHORT] += int(stop - begin <= SHORT_LINE_CHARACTERS)
     totals[_CHARACTERS] += end - start
     totals[_VISIBLE] += visible
-    said = _line_marks(text[begin:stop], phrases, phrase_ends, phrase_marks, trigger)
+    said = line_marks(text[begin:stop], phrases, phrase_ends, phrase_marks, trigger)
     totals[_LOREM] += int(said & LOREM != 0)
     totals[_BOILERPLATE] += end - start if said & BOILERPLATE else 0
     fence = _is_fence(text, start, end)
     if totals[_FENCED] or fence or _is_code(text, marks, start, end, visible):
         totals[_IN_CODE] += visible
     totals[_FENCED] ^= int(fence)
-    kept_end = _strip_citations(text, marks, start, end)
-    sentences = _c4_sentences(text, marks, start, kept_end)
+    kept_end = c4.strip_citations(text, marks, start, end)
+    sentences = c4.sentences_of(text, marks, start, kept_end)
     if sentences < 0 or said & JAVASCRIPT:
         return
     for i in range(start, kept_end):
@@ -233,9 +185,8 @@ def measure_lines(
     lengths: I32,
     filled: NDArray[np.uint8],
     totals: NDArray[np.int64],
-    out: F32,
-) -> int:
-    """Line features but repetition; leaves hash, length and filledness of non-empty lines, returns their number."""
+) -> tuple[int, LineFeatures]:
+    """(non-empty lines, features); of each non-empty line hash, length and filledness stay for `repeated_lines`."""
     totals[:] = 0
     count = lines = begin = 0
     while begin < len(text):
@@ -255,14 +206,15 @@ def measure_lines(
         if visible:
             _judge_line(text, begin, stop, visible, marks, phrases, phrase_ends, phrase_marks, trigger, totals)
         begin = stop + 1
-    out[BULLET_LINE_SHARE] = share(totals[_BULLETS], lines)
-    out[ELLIPSIS_LINE_SHARE] = share(totals[_ELLIPSES], lines)
-    out[C4_SENTENCES] = totals[_SENTENCES]
-    out[C4_LINE_SHARE] = share(totals[_C4_CHARACTERS], totals[_CHARACTERS])
-    out[CURLY_BRACKETS] = totals[_CURLY]
-    out[LOREM_IPSUM] = totals[_LOREM]
-    out[LINE_PUNCTUATION_SHARE] = share(totals[_TERMINALS], totals[_FILLED])
-    out[SHORT_LINE_SHARE] = share(totals[_SHORT], totals[_FILLED])
-    out[CODE_SHARE] = share(totals[_IN_CODE], totals[_VISIBLE])
-    out[BOILERPLATE_SHARE] = share(totals[_BOILERPLATE], totals[_CHARACTERS])
-    return count
+    return count, LineFeatures(
+        bullet_line_share=share(totals[_BULLETS], lines),
+        ellipsis_line_share=share(totals[_ELLIPSES], lines),
+        c4_sentences=float(totals[_SENTENCES]),
+        c4_line_share=share(totals[_C4_CHARACTERS], totals[_CHARACTERS]),
+        curly_brackets=float(totals[_CURLY]),
+        lorem_ipsum=float(totals[_LOREM]),
+        line_punctuation_share=share(totals[_TERMINALS], totals[_FILLED]),
+        short_line_share=share(totals[_SHORT], totals[_FILLED]),
+        code_share=share(totals[_IN_CODE], totals[_VISIBLE]),
+        boilerplate_share=share(totals[_BOILERPLATE], totals[_CHARACTERS]),
+    )

@@ -13,6 +13,7 @@ from pydantic import Field
 
 from tasks.mechanism.shards import Counts
 from tasks.mechanism.stage import StageConfig
+from tasks.text.documents import kept_rows
 
 if TYPE_CHECKING:
     from model.corpus.words import Ragged
@@ -28,7 +29,9 @@ class SignConfig(StageConfig):
 
 
 def sign_shard(inputs: tuple[Path, ...], output: Path, cfg: SignConfig) -> Counts:
-    """Write row, id, text hash, signature and shingles of each document of a shard that the filter kept.
+    """Write row, id, text hash, signature and shingles of each document of a shard that is left so far.
+
+    Inputs: the document shard, and its attribute shards so far.
 
     As one uncompressed Arrow batch, so that the shingles of single documents can later be read through a memory map.
     """
@@ -36,7 +39,7 @@ def sign_shard(inputs: tuple[Path, ...], output: Path, cfg: SignConfig) -> Count
     from model.corpus.minhash import shingle_sets, sign
     from model.corpus.words import as_texts
 
-    keep = pq.read_table(inputs[1], columns=["keep"])["keep"]
+    keep = kept_rows(inputs[0], inputs[1:])
     table = pq.read_table(inputs[0], columns=["doc_id", "text"]).filter(keep)
     texts = as_texts(table["text"])
     sets = shingle_sets(texts, cfg.shingle_words)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.mechanism.stage import Artifact
+from tasks.text.dedup.dedup import EXACT, FILTERED, NEAR
 from tasks.text.documents import aligned_shards
 
 EXCERPT_CHARACTERS = 240
@@ -58,14 +59,14 @@ def dedup_report(documents: Artifact, deduplicated: Artifact, families: int = 5,
     table = pq.read_table(deduplicated.path / "pairs.parquet")
     kinds = Counter(table["kind"].to_pylist())
     judged = sum(
-        int(pc.sum(pc.not_equal(pq.read_table(path, columns=["reason"])["reason"], "filtered")).as_py() or 0)
+        int(pc.sum(pc.not_equal(pq.read_table(path, columns=["reason"])["reason"], FILTERED)).as_py() or 0)
         for _, path in aligned_shards(documents, deduplicated)
     )
     members: dict[str, list[str]] = defaultdict(list)
     for dropped, kept in zip(table["dropped"].to_pylist(), table["kept"].to_pylist()):
         members[kept].append(dropped)
     largest = sorted(members, key=lambda kept: (-len(members[kept]), kept))[:families]
-    near = table.filter(pc.equal(table["kind"], "near_duplicate")).sort_by([("similarity", "ascending")]).to_pylist()
+    near = table.filter(pc.equal(table["kind"], NEAR)).sort_by([("similarity", "ascending")]).to_pylist()
     picked = [near[i] for i in np.unique(np.linspace(0, len(near) - 1, min(pairs, len(near))).astype(int))]
     wanted = {*largest, *(name for row in picked for name in (row["dropped"], row["kept"]))}
     wanted.update(name for kept in largest for name in members[kept][:3])
@@ -73,8 +74,8 @@ def dedup_report(documents: Artifact, deduplicated: Artifact, families: int = 5,
     counts, edges = np.histogram(table["similarity"].to_numpy(), bins=10, range=(0, 1))
     return DedupReport(
         documents_in=judged,
-        exact=kinds["exact_duplicate"],
-        near=kinds["near_duplicate"],
+        exact=kinds[EXACT],
+        near=kinds[NEAR],
         histogram=tuple((round(float(edge), 1), int(count)) for edge, count in zip(edges, counts)),
         families=tuple(
             Family(

@@ -7,6 +7,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +16,15 @@ import pyarrow.parquet as pq
 
 from tasks.mechanism.stage import Artifact
 from tasks.text.documents import aligned_shards
-from tasks.text.filter import LANGUAGE_REASON, RULES, FilterConfig, reasons
+from tasks.text.filter import LANGUAGE_REASON, PII_REASON, RULES, FilterConfig, reasons
 
 EXCERPT_CHARACTERS = 240
+_FEATURE_OF = {LANGUAGE_REASON: "language_probability", **{rule.reason: rule.feature for rule in RULES}}
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A document as a person looks at it; `value` is the measured feature that its rule is about."""
+    """A document as a person looks at it; `value` is what its rule is about: a feature, or how much personal data."""
 
     doc_id: str
     origin: str
@@ -32,10 +34,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Drops:
-    """What one rule dropped."""
+    """What one rule dropped; personal data has no threshold."""
 
     reason: str
-    threshold: float
+    threshold: float | None
     documents: int
     bytes: int
     samples: tuple[Sample, ...]
@@ -143,16 +145,14 @@ def _grouped(
     return tuple(found)
 
 
-def _value(row: Mapping[str, object], reason: str) -> float:
-    feature = {rule.reason: rule.feature for rule in RULES}.get(reason, "language_probability")
-    value = row[feature]
-    assert isinstance(value, float)
-    return value
+def _value(row: Mapping[str, Any], reason: str) -> float:
+    if reason == PII_REASON:
+        return float(len(row["redactions"]))
+    return float(row[_FEATURE_OF[reason]])
 
 
-def _threshold(cfg: FilterConfig, reason: str) -> float:
-    names = {LANGUAGE_REASON, *(rule.reason for rule in RULES)}
-    return float(getattr(cfg, reason)) if reason in names else 0.0
+def _threshold(cfg: FilterConfig, reason: str) -> float | None:
+    return None if reason == PII_REASON else float(getattr(cfg, reason))
 
 
 def beginnings(documents: Artifact, rows: pa.Table) -> dict[str, tuple[str, str]]:
@@ -192,7 +192,7 @@ def _render_drops(drops: Sequence[Drops], total: int) -> str:
     lines = []
     for drop in drops:
         share = f" ({100 * drop.documents / total:.2f} %)" if total else ""
-        threshold = f" = {drop.threshold:g}" if drop.threshold or drop.reason != "pii" else ""
+        threshold = "" if drop.threshold is None else f" = {drop.threshold:g}"
         lines.append(f"{drop.reason}{threshold}: {drop.documents:,} documents{share}, {drop.bytes / 1e6:.2f} MB")
         for sample in drop.samples:
             excerpt = " ".join(sample.excerpt.split())

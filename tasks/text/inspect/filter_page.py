@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks.mechanism.stage import Artifact
-from tasks.text.filter import LANGUAGE_REASON, RULES, FilterConfig
+from tasks.text.filter import LANGUAGE_REASON, PII_REASON, RULES, FilterConfig
 from tasks.text.inspect.filter import all_features, beginnings
 
-FOREIGN_FEATURE = "foreign_probability"
+FOREIGN_FEATURE, PII_FEATURE = "foreign_probability", "personal_data"
 DIGITS = 4
 
 
@@ -51,15 +51,21 @@ def _page_data(documents: Artifact, rows: pa.Table, weights: Sequence[float], cf
     wanted = pc.is_in(rows["language"], pa.array(cfg.languages, pa.string())).to_numpy()
     foreign = np.where(wanted | (not cfg.languages), -1.0, rows["language_probability"].to_numpy())
     columns = {rule.feature: _rounded(rows[rule.feature].to_numpy()) for rule in RULES}
-    spans = pc.list_value_length(rows["redactions"]).to_numpy()
+    rules = [
+        {"reason": LANGUAGE_REASON, "feature": FOREIGN_FEATURE, "side": "foreign"},
+        *({"reason": rule.reason, "feature": rule.feature, "side": rule.side} for rule in RULES),
+    ]
+    thresholds = {rule["reason"]: float(getattr(cfg, rule["reason"])) for rule in rules}
+    columns[FOREIGN_FEATURE] = _rounded(foreign)
+    if cfg.pii == "drop":  # whoever has any is dropped: a bound of none that nobody can move
+        rules.append({"reason": PII_REASON, "feature": PII_FEATURE, "side": "max"})
+        thresholds[PII_REASON] = 0.0
+        columns[PII_FEATURE] = _rounded(pc.list_value_length(rows["redactions"]).to_numpy())
     return {
-        "rules": [
-            {"reason": LANGUAGE_REASON, "feature": FOREIGN_FEATURE, "side": "foreign"},
-            *({"reason": rule.reason, "feature": rule.feature, "side": rule.side} for rule in RULES),
-        ],
-        "thresholds": {name: float(getattr(cfg, name)) for name in (LANGUAGE_REASON, *(rule.reason for rule in RULES))},
-        "features": columns | {FOREIGN_FEATURE: _rounded(foreign)},
-        "always_dropped": [bool(count and cfg.pii == "drop") for count in spans],
+        "rules": rules,
+        "fixed": [PII_REASON],
+        "thresholds": thresholds,
+        "features": columns,
         "weights": [round(weight, DIGITS) for weight in weights],
         "origins": [texts[name][0] for name in ids],
         "excerpts": [" ".join(texts[name][1].split()) for name in ids],
@@ -116,7 +122,7 @@ function verdicts(thresholds) {
   return Array.from({length: count}, (_, i) => {
     for (const rule of data.rules)
       if (fails(rule, data.features[rule.feature][i], thresholds[rule.reason])) return rule.reason;
-    return data.always_dropped[i] ? "pii" : "";
+    return "";
   });
 }
 const before = verdicts(original);
@@ -143,6 +149,7 @@ function draw() {
     return button;
   }));
   $("title").textContent = chosen.reason;
+  for (const id of ["slider", "number", "reset"]) $(id).disabled = data.fixed.includes(chosen.reason);
   const kept = weigh((i) => !after[i]), was = weigh((i) => !before[i]);
   $("totals").innerHTML = `kept <b>${show(kept)}</b> of ${show(weigh(() => true))} documents (before: ${show(was)})`;
   histogram(most, threshold);

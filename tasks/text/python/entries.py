@@ -1,4 +1,4 @@
-"""What a source's Python files document, and what can be asked about it: extracted once, read by three stages.
+"""What a source's Python files document: extracted once, read by three stages.
 
 Parsing is the costly part (half a minute for the embedded corpus). `map_shards` remembers its results by content, so
 the second stage that asks for the same files gets them at once.
@@ -8,13 +8,11 @@ import gc
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.chats.rules import Exchange, exchanges
 from tasks.mechanism.identity import canonical_json
 from tasks.mechanism.shards import ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun
@@ -36,7 +34,6 @@ _SCHEMA = pa.schema(
         ("error", pa.string()),
     ]
 )
-_EXCHANGE_SCHEMA = pa.schema([(name, pa.string()) for name in ("name", "aspect", "question", "follow_up", "answer")])
 
 
 class EntriesConfig(StageConfig):
@@ -99,32 +96,6 @@ def _parse(name: str, path: Path) -> FileEntries:
         return FileEntries(name, [], f"not UTF-8 at byte {error.start}")
     except (SyntaxError, ValueError, RecursionError) as error:
         return FileEntries(name, [], f"not Python of this version: {error}", getattr(error, "lineno", 0) or 0)
-
-
-def extract_exchanges(run: StageRun, files: Sequence[SourceFile]) -> list[Path]:
-    """One Parquet file of questions and answers for each file of entries."""
-    jobs = [ShardJob((path,), run.scratch / "exchanges" / path.name) for path in extract_entries(run, files)]
-    map_shards(run, question_entries, jobs, EntriesConfig())
-    return [job.output for job in jobs]
-
-
-def question_entries(inputs: tuple[Path, ...], output: Path, config: EntriesConfig) -> Mapping[str, float]:
-    """Write every exchange about every entry of the input."""
-    rows = [
-        {"name": entry.name, **asdict(exchange)}
-        for found in read_entry_files(inputs[0])
-        for entry in found.entries
-        for exchange in exchanges(entry)
-    ]
-    write_table(pa.Table.from_pylist(rows, _EXCHANGE_SCHEMA), output)
-    return {"exchanges": float(len(rows))}
-
-
-def read_exchanges(path: Path) -> Iterator[tuple[str, list[Exchange]]]:
-    """(name, exchanges) of each documented object that `extract_exchanges` wrote."""
-    rows = pq.read_table(path).to_pylist()
-    for name, group in groupby(rows, key=lambda row: str(row["name"])):
-        yield name, [Exchange(row["aspect"], row["question"], row["follow_up"], row["answer"]) for row in group]
 
 
 def read_entry_files(path: Path) -> Iterator[FileEntries]:

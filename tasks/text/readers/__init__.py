@@ -30,6 +30,7 @@ READERS: dict[str, Reader] = {
     ".py": python.read_python,
     ".warc": warc.read_warc,
 }
+ARCHIVES = (".zip", ".tar")
 _UNREADABLE = (
     *compression.CLIPPED,
     UnicodeError,
@@ -50,6 +51,12 @@ def endings(name: str) -> tuple[str, str]:
     return (suffixes[-1] if suffixes else ""), packed
 
 
+def known_endings() -> str:
+    """What can be read, in words."""
+    *first, last = (*READERS, *ARCHIVES)
+    return f"{' '.join(first)} or {last}, plain or compressed ({' '.join(compression.ENDINGS)})"
+
+
 def is_readable(name: str) -> bool:
     """Whether the name ends like something that can be read."""
     return endings(name)[0] in READERS or is_archive(name)
@@ -57,7 +64,7 @@ def is_readable(name: str) -> bool:
 
 def is_archive(name: str) -> bool:
     """Whether the name ends like a zip or tar archive."""
-    return endings(name)[0] in (".zip", ".tar")
+    return endings(name)[0] in ARCHIVES
 
 
 def read_file(path: Path, name: str, extractor: HtmlExtractor = "fast") -> Iterator[Item]:

@@ -12,7 +12,7 @@ from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from model.training.data import Ramp, TokenSources, WindowBatches, plan_steps
 from model.training.objectives import NextToken
-from tasks.tokens.token_sources import MAX_SOURCES, report_names, token_sources
+from tasks.tokens.files import MAX_SOURCES, report_names, token_sources
 from tasks.train.pretrain import language_figures
 
 CONFIG = ModelConfig(
