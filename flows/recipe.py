@@ -25,7 +25,7 @@ from tasks.train.dpo import DpoConfig
 from tasks.train.pretrain import PretrainConfig
 from tasks.train.sft import SftConfig
 
-PRESET_FOLDER = Path(__file__).resolve().parent.parent / "deployments" / "recipes"
+PRESET_FOLDER = Path(__file__).resolve().parent / "recipes"
 PYTHON_DOCS = "python-docs"
 MAX_DEPTH = 128
 

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TextIO
 
 from flows.recipe import Recipe
-from flows.servers.deployments import COLLISION_STRATEGIES, ROOT, WORK_POOL, Overlap
+from flows.servers.deployments import COLLISION_STRATEGIES, WORK_POOL, Overlap, prefect_yaml
 from flows.servers.processes import (
     LOOPBACK,
     START_TIMEOUT_S,
@@ -31,7 +31,7 @@ from flows.servers.processes import (
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.identity import canonical_json
 from tasks.mechanism.progress import console
-from tasks.mechanism.store import Store, file_sha256, write_atomically
+from tasks.mechanism.store import Store, write_atomically
 from tasks.track.connection import quiet_environment
 
 POLL_S = 0.5
@@ -90,10 +90,11 @@ def _kept(child: Child, running: ExitStack) -> Child:
 
 
 def _deploy(home: Path, running: ExitStack) -> None:
-    """Deploy prefect.yaml, unless the same one, with the same form, is in this home's database: it takes 10 s."""
+    """Deploy the presets, unless the same ones, with the same form, are in this home's database: it takes 10 s."""
     marker = home / "prefect" / "deployed.sha256"
     form = canonical_json([kind.model_json_schema() for kind in (Recipe, Execution)])
-    wanted = file_sha256(ROOT / "prefect.yaml") + hashlib.sha256(form).hexdigest() + str(home.resolve())
+    wanted = hashlib.sha256(prefect_yaml().encode() + form).hexdigest() + str(home.resolve())
+    wanted += str(Path.cwd())  # where runs of the deployments begin
     wanted += os.environ["BESSEMER_OVERLAP"]
     if marker.exists() and marker.read_text() == wanted:
         return
@@ -101,10 +102,10 @@ def _deploy(home: Path, running: ExitStack) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while child.process.poll() is None:
         if time.monotonic() > deadline:
-            raise ValueError(f"prefect.yaml was not deployed within {START_TIMEOUT_S:.0f} s:\n{child.log_tail()}")
+            raise ValueError(f"The recipes were not deployed within {START_TIMEOUT_S:.0f} s:\n{child.log_tail()}")
         time.sleep(0.1)
     if child.process.returncode != 0:
-        raise ValueError(f"prefect.yaml could not be deployed. Its log, {child.log}:\n{child.log_tail()}")
+        raise ValueError(f"The recipes could not be deployed. Their log, {child.log}:\n{child.log_tail()}")
     write_atomically(marker, wanted.encode())
 
 
