@@ -7,10 +7,16 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test lint format up clean
+.PHONY: demo check fast test lint format up clean
 
 demo: $(VENV)/.installed          ## raw text to a chat model, 8 to 27 minutes on two cores
 	$(BIN)/bessemer run demo
+
+check: $(VENV)/.installed-test    ## style, types and the fast tests, in two minutes on two cores
+	$(MAKE) --jobs 2 lint fast
+
+fast: $(VENV)/.installed-test
+	$(BIN)/python -m pytest --quiet -m fast
 
 test: $(VENV)/.installed-test     ## every test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -27,7 +27,7 @@ from tasks.train.dpo import DpoConfig
 from tasks.train.pretrain import PretrainConfig
 from tasks.train.sft import SftConfig
 
-PRESET_FOLDER = Path(__file__).resolve().parent.parent / "deployments" / "recipes"
+PRESET_FOLDER = Path(__file__).resolve().parent / "recipes"
 PYTHON_DOCS = "python-docs"
 MAX_DEPTH = 128
 # What pydantic calls these, of a model and of a dataclass.

@@ -23,6 +23,39 @@ os.environ.update(
 
 from tasks.mechanism.execution import Execution
 
+TESTS = Path(__file__).parent
+FAST = (
+    "test_",
+    "chats/",
+    "corpus/",
+    "evaluation/test_gate",
+    "evaluation/test_plots",
+    "evaluation/test_questions",
+    "flows/test_forecast",
+    "flows/test_gc",
+    "flows/test_plan",
+    "flows/test_recipe",
+    "kernels/test_heap",
+    "mechanism/test_identity",
+    "mechanism/test_mirror",
+    "mechanism/test_runs",
+    "mechanism/test_stage",
+    "mechanism/test_store",
+    "network/test_attention",
+    "network/test_flops",
+    "network/test_hf",
+    "quantization/",
+    "servers/test_deployments",
+    "show/",
+    "text/",
+    "tokens/",
+    "training/test_data",
+    "training/test_meter",
+    "vocabulary/",
+    "whole/test_trust",
+)
+"""What `make check` runs, less what is marked slow: functions of their arguments and files. CPU_SECONDS"""
+
 
 @pytest.fixture
 def execution(tmp_path: Path) -> Execution:
@@ -35,10 +68,17 @@ def pytest_xdist_auto_num_workers() -> int:
     return (os.cpu_count() or 1) + 1
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses by the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files with many tests first, which is xdist's own order, but a single test of three minutes not at the end."""
+    """Mark what is fast; order files as xdist does, those with many tests first, but for one.
+
+    A single test of three minutes must not come at the end.
+    """
     tests = Counter(item.path for item in items)
     # As if it had 14: beside the files that wait for servers, after those that train on both cores.
+    for item in items:
+        if str(item.path.relative_to(TESTS)).startswith(FAST) and not item.get_closest_marker("slow"):
+            item.add_marker("fast")
     items.sort(key=lambda item: -14 if item.path.stem == "test_continuous" else -tests[item.path])
 
 

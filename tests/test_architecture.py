@@ -192,13 +192,3 @@ def test_every_file_opens_with_its_idea(path: Path) -> None:
 
 def test_no_file_is_a_drawer() -> None:
     assert not [p for p in SOURCES if p.stem in ("utils", "helpers", "common", "misc")]
-
-
-def test_every_dependency_has_its_reason() -> None:
-    import tomllib
-
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    reasons = (ROOT / "docs" / "dependencies.md").read_text()
-    for requirement in project["dependencies"]:
-        name = requirement.split(">")[0].split("[")[0]
-        assert f"`{name}`" in reasons, f"docs/dependencies.md says nothing of {name}"

@@ -4,6 +4,7 @@ Deploying takes 10 s; a deployment that is stale shows yesterday's form, or send
 """
 
 import hashlib
+import importlib.util
 import os
 import re
 from importlib.metadata import version
@@ -27,19 +28,25 @@ _HOME = "BESSEMER_HOME"
 
 def fingerprint(home: Path) -> str:
     """One line, with the home in plain words at its end; the environment is that of the process that deploys."""
-    text = (deployments.ROOT / "prefect.yaml").read_text()
-    entrypoints = {each["entrypoint"].partition(":")[0] for each in yaml.safe_load(text)["deployments"]}
+    text = deployments.prefect_yaml()
+    modules = {each["entrypoint"].rpartition(".")[0] for each in yaml.safe_load(text)["deployments"]}
     # Docstrings describe the form's sections; the other two files say what else is made on the server.
-    makers = sorted(
-        {deployments.ROOT / name for name in entrypoints} | {Path(deployments.__file__), Path(lost_runs.__file__)}
-    )
+    makers = sorted({_file_of(name) for name in (*modules, deployments.__name__, lost_runs.__name__)})
     filled_in = {*re.findall(r"{{ \$(\w+) }}", text)} - {_HOME}
     whole = {
         "text": text,
         "forms": [form.model_json_schema() for form in FORMS],
-        "makers": [file_sha256(Path(path)) for path in makers],
+        "makers": [file_sha256(path) for path in makers],
         "environment": {name: os.environ.get(name, "") for name in (*filled_in, DATABASE)},
-        "code": str(deployments.ROOT),  # where workers look for the flows
+        "code": str(_file_of(deployments.__name__)),  # which installation workers import
+        "folder": str(Path.cwd()),  # where runs of the deployments begin
         "prefect": version("prefect"),
     }
     return f"{hashlib.sha256(canonical_json(whole)).hexdigest()} {home.resolve()}"
+
+
+def _file_of(module: str) -> Path:
+    """The file of a module, without running it: a flow's would import Prefect."""
+    spec = importlib.util.find_spec(module)
+    assert spec and spec.origin, f"{module} is not a module of ours"
+    return Path(spec.origin)

@@ -1,8 +1,9 @@
 """`prefect.yaml`, written from the presets, and what a server must hold before it can run it.
 
-`python -m flows.servers.deployments` prints the file; a test keeps the committed one equal to it. `... apply` makes the
-work pool, the training slot and the automation for lost runs where they are missing and deploys; doing it again
-changes nothing.
+`python -m flows.servers.deployments` prints the file; the one at the root of a checkout is there for Prefect's own
+`prefect deploy`, and a test keeps it equal. `... apply` makes the work pool, the training slot and the automation for
+lost runs where they are missing and deploys, from the presets and not from a file, so that it needs no checkout; doing
+it again changes nothing. Flows are named by module, so that a worker imports what is installed.
 """
 
 import asyncio
@@ -16,12 +17,13 @@ from typing import Any, Literal
 import yaml
 from pydantic import TypeAdapter
 
+from flows.addresses import server_folder
 from flows.recipe import PRESET_FOLDER, Recipe, load_plan, preset_names
 from flows.servers.lost_runs import AUTOMATION, HEARTBEAT_ENVIRONMENT, lost_runs_automation, renewed
 from flows.servers.notify import EVENT, RESOURCE
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.store import write_atomically
 
-ROOT = Path(__file__).resolve().parents[2]
 WORK_POOL = "bessemer"
 TRAINING_SLOT = "gpu"
 HOME_TEMPLATE = "{{ $BESSEMER_HOME }}"
@@ -32,7 +34,7 @@ COLLISION_STRATEGIES: dict[Overlap, str] = {"wait": "ENQUEUE", "skip": "CANCEL_N
 """What becomes of a look for new text that would overlap another of its deployment, in Prefect's words."""
 _HEADER = """\
 # What can be started from Prefect's pages: each preset as a deployment that opens prefilled.
-# Written by `python -m flows.servers.deployments > prefect.yaml`; edit the presets in deployments/recipes instead.
+# Written by `python -m flows.servers.deployments > prefect.yaml`; edit the presets in flows/recipes instead.
 # `bessemer up` deploys it; by hand: BESSEMER_HOME=/path/to/.bessemer python -m flows.servers.deployments apply
 """
 _ONE_LOOK_AT_A_TIME = {"limit": 1, "collision_strategy": OVERLAP_TEMPLATE}
@@ -51,7 +53,7 @@ def _preset_deployment(name: str) -> dict[str, Any]:
     return {
         "name": name,
         "description": _description(name),
-        "entrypoint": "flows/pipeline.py:bessemer",
+        "entrypoint": "flows.pipeline.bessemer",
         "tags": ["bessemer"],
         "parameters": {
             "recipe": recipe_parameters(plan.recipe),
@@ -66,7 +68,7 @@ def _watch_deployment(name: str) -> dict[str, Any]:
     return _new_text_deployment(
         name,
         "Look for new text at two in the night; prepare it, and train when it has grown enough.",
-        "flows/watch.py:ingest",
+        "flows.watch.ingest",
         schedules=[{"cron": "0 2 * * *", "timezone": "UTC", "active": False}],
         concurrency_limit=dict(_ONE_LOOK_AT_A_TIME),
     )
@@ -84,7 +86,7 @@ def _event_deployment() -> dict[str, Any]:
     return _new_text_deployment(
         "on-arrival",
         "Look for new text in the folder that `bessemer notify PATH` names.",
-        "flows/watch.py:ingest",
+        "flows.watch.ingest",
         triggers=[trigger],
         concurrency_limit=dict(_ONE_LOOK_AT_A_TIME),
     )
@@ -95,7 +97,7 @@ def _backfill_deployment() -> dict[str, Any]:
     return _new_text_deployment(
         "dates",
         "Take in a past range of dated folders, one increment after another, oldest first.",
-        "flows/backfill.py:backfill",
+        "flows.backfill.backfill",
     )
 
 
@@ -187,13 +189,18 @@ async def prepare_server() -> None:
 
 
 def apply() -> None:
-    """Prepare the server at PREFECT_API_URL and hand over to Prefect's own `deploy`."""
-    os.environ.setdefault("BESSEMER_HOME", str(ROOT / ".bessemer"))
+    """Prepare the server at PREFECT_API_URL and hand over to Prefect's own `deploy`.
+
+    Runs of the deployments begin in the folder where this is called: a relative path typed into a form starts there.
+    """
+    home = Path(os.environ.setdefault("BESSEMER_HOME", str(Path(".bessemer").resolve())))
     os.environ.setdefault("BESSEMER_OVERLAP", COLLISION_STRATEGIES["wait"])
     os.environ.setdefault("BESSEMER_TRACKING_URI", "")  # where it is not set, Prefect would keep the placeholder
     asyncio.run(prepare_server())
-    os.chdir(ROOT)
-    os.execv(sys.executable, [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"])
+    file = server_folder(home) / "prefect.yaml"
+    write_atomically(file, prefect_yaml().encode())
+    deploy = ["--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+    os.execv(sys.executable, [sys.executable, "-m", "prefect", *deploy])
 
 
 if __name__ == "__main__":

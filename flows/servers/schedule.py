@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from prefect.server.schemas.schedules import CronSchedule
 
 FLOW = "ingest"
-PATTERN = f"{FLOW}/nightly"  # of prefect.yaml: how and where such a flow runs here
+PATTERN = f"{FLOW}/nightly"  # one of those made by `up`: how and where such a flow runs here
 SOURCES = ("corpus", "sft_data", "preference_data", "benchmarks")
 _AS_THE_PATTERN = (
     "tags", "path", "entrypoint", "pull_steps", "work_pool_name", "job_variables", "parameter_openapi_schema",
@@ -42,7 +42,7 @@ class Scheduled:
 
 
 def schedule(plan: Plan, watch: Mapping[str, Any], cron: str, timezone: str) -> Scheduled:
-    """Make, or change, the deployment that looks for new text for this recipe; those of prefect.yaml stay as they are.
+    """Make, or change, the deployment that looks for new text for this recipe; those of `up` stay as they are.
 
     Raises:
         ValueError: no server is up for this home, there is no text, or the schedule cannot be read.

@@ -90,7 +90,7 @@ def _kept(child: Child, running: ExitStack) -> Child:
 
 
 def _deploy(home: Path, running: ExitStack) -> None:
-    """Deploy prefect.yaml, unless all that it depends on is as it was when this home's database was last told."""
+    """Deploy the recipes, unless all that it depends on is as it was when this home's database was last told."""
     marker = home / "prefect" / "deployed.sha256"
     wanted = fingerprint(home)
     if marker.exists() and marker.read_text() == wanted:
@@ -99,10 +99,10 @@ def _deploy(home: Path, running: ExitStack) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while child.process.poll() is None:
         if time.monotonic() > deadline:
-            raise ValueError(f"prefect.yaml was not deployed within {START_TIMEOUT_S:.0f} s:\n{child.log_tail()}")
+            raise ValueError(f"The recipes were not deployed within {START_TIMEOUT_S:.0f} s:\n{child.log_tail()}")
         time.sleep(0.1)
     if child.process.returncode != 0:
-        raise ValueError(f"prefect.yaml could not be deployed. Its log, {child.log}:\n{child.log_tail()}")
+        raise ValueError(f"The recipes could not be deployed. Their log, {child.log}:\n{child.log_tail()}")
     write_atomically(marker, wanted.encode())
 
 

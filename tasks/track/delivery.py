@@ -86,6 +86,8 @@ def start_parent(connection: Connection, record: RunRecord) -> RunInfo:
 
 def git_commit() -> str:
     """The commit of the code that runs, "" outside a checkout."""
+    if not (ROOT / ".git").exists():  # installed, it may lie in a repository of somebody else's, whose commit git names
+        return ""
     try:
         found = subprocess.run(
             ["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, check=False

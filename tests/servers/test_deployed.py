@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, Field
 
 from flows.recipe import Recipe
-from flows.servers import deployed, deployments
+from flows.servers import deployed, deployments, lost_runs
 from flows.servers.deployed import DATABASE, FORMS, fingerprint
 
 
@@ -20,8 +20,8 @@ def entrypoints() -> set[str]:
 
 @pytest.mark.parametrize("entrypoint", sorted(entrypoints()))
 def test_whatever_a_deployed_flow_takes_is_in_the_fingerprint(entrypoint: str) -> None:
-    path, _, name = entrypoint.partition(":")
-    flow = getattr(importlib.import_module(path.removesuffix(".py").replace("/", ".")), name)
+    module, _, name = entrypoint.rpartition(".")
+    flow = getattr(importlib.import_module(module), name)
     taken = {kind for key, kind in typing.get_type_hints(flow.fn).items() if key != "return"}
     assert taken and taken <= set(FORMS)
 
@@ -49,23 +49,36 @@ def test_every_form_counts(form: type[BaseModel], tmp_path: Path, monkeypatch: A
     assert fingerprint(tmp_path) != before
 
 
-def test_where_the_code_lies_and_the_home_count(tmp_path: Path, monkeypatch: Any) -> None:
+def copy_makers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the files that say what is deployed lie in this folder too, and be looked for there."""
+    modules = (*(name.rpartition(".")[0] for name in entrypoints()), deployments.__name__, lost_runs.__name__)
+    folder.mkdir()
+    for module in modules:
+        (folder / module).write_bytes(deployed._file_of(module).read_bytes())
+    monkeypatch.setattr(deployed, "_file_of", lambda module: folder / module)
+
+
+def test_where_the_code_lies_where_runs_begin_and_the_home_count(tmp_path: Path, monkeypatch: Any) -> None:
     before = fingerprint(tmp_path / "home")
     assert fingerprint(tmp_path / "other") != before
-    moved = tmp_path / "checkout"
-    moved.mkdir()
-    for name in ("flows", "prefect.yaml"):
-        (moved / name).symlink_to(deployments.ROOT / name)
-    monkeypatch.setattr(deployments, "ROOT", moved)
-    assert fingerprint(tmp_path / "home") != before
+    copy_makers(tmp_path / "moved", monkeypatch)
+    moved = fingerprint(tmp_path / "home")
+    assert moved != before
+    monkeypatch.chdir(tmp_path)
+    assert fingerprint(tmp_path / "home") != moved
 
 
-@pytest.mark.parametrize("changed", ["prefect.yaml", "flows/watch.py"])
-def test_files_count(changed: str, tmp_path: Path, monkeypatch: Any) -> None:
-    for name in ("prefect.yaml", *(entrypoint.partition(":")[0] for entrypoint in entrypoints())):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes((deployments.ROOT / name).read_bytes())
-    monkeypatch.setattr(deployments, "ROOT", tmp_path)
+def test_presets_count(tmp_path: Path, monkeypatch: Any) -> None:
     before = fingerprint(tmp_path)
-    (tmp_path / changed).write_text((tmp_path / changed).read_text() + "\n# another line\n")
+    text = deployments.prefect_yaml() + "\n# another line\n"
+    monkeypatch.setattr(deployments, "prefect_yaml", lambda: text)
+    assert fingerprint(tmp_path) != before
+
+
+@pytest.mark.parametrize("changed", ["flows.watch", "flows.servers.deployments"])
+def test_files_count(changed: str, tmp_path: Path, monkeypatch: Any) -> None:
+    copy_makers(tmp_path / "moved", monkeypatch)
+    before = fingerprint(tmp_path)
+    file = tmp_path / "moved" / changed
+    file.write_text(file.read_text() + "\n# another line\n")
     assert fingerprint(tmp_path) != before
