@@ -98,7 +98,7 @@ def git_commit() -> str:
 
 
 def parameters(values: Mapping[str, Any]) -> dict[str, str]:
-    """{"dpo": {"beta": 0.1}} -> {"dpo.beta": "0.1"}."""
+    """{"filter": {"min_words": 5}} -> {"filter.min_words": "5"}."""
     return {name: value if isinstance(value, str) else json.dumps(value) for name, value in flatten(values).items()}
 
 
