@@ -23,13 +23,19 @@ def test_presets_can_be_shared_by_as_many_processes_as_the_docs_say(preset: str,
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        (["sft.batches.batch_tokens=512"], r"A step of sft has 2 rows, which 4 processes .*a larger sft\.batch_tokens"),
+        (
+            ["sft.batches.batch_tokens=512"],
+            r"A step of sft has 2 rows, which 4 processes .*a larger sft\.batches\.batch_tokens",
+        ),
         (["pretrain.batches.initial_batch_tokens=512"], r"A step of pretrain has 2 rows"),
-        (["dpo.batches.batch_pairs=6"], r"A step of dpo has 6 pairs, .*a larger dpo\.batch_pairs"),
-        (["execution.strategy=deepspeed"], r"pretrain\.optimizer is 'normuon', which cannot run under .*'deepspeed'"),
+        (["dpo.batches.batch_pairs=6"], r"A step of dpo has 6 pairs, .*a larger dpo\.batches\.batch_pairs"),
+        (
+            ["execution.strategy=deepspeed"],
+            r"pretrain\.optimizer\.kind is 'normuon', which cannot run under .*'deepspeed'",
+        ),
         (
             ["execution.strategy=deepspeed", "pretrain.optimizer.kind=adamw"],
-            r"sft\.optimizer is 'normuon', .*Use sft\.optimizer=adamw",
+            r"sft\.optimizer\.kind is 'normuon', .*Use sft\.optimizer\.kind=adamw",
         ),
     ],
 )
