@@ -58,7 +58,7 @@ SCALES = {
         "tiny",
         (
             "depth=2", "pretrain.batches.sequence_length=128", "pretrain.batches.batch_tokens=1024",
-            "pretrain.model.context_length=128",
+            "pretrain.model.context_length=128", "sft.batches.sequence_length=128", "dpo.batches.sequence_length=128",
         ),
         512, 0.0,
     ),

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from flows.plan import Forecast, Work, forecast, total, work_of
 from tasks.mechanism.store import Manifest
+from tasks.train.pretrain import PretrainConfig
+from tasks.train.sft import SftConfig
 
 
 def manifest(seconds: float) -> Manifest:
@@ -65,10 +67,16 @@ def test_nothing_is_forecast_from_nothing_or_from_another_unit() -> None:
 
 
 def test_work_of_training_is_tokens_times_weights() -> None:
-    small = work_of({"train_tokens": 1000, "num_layers": 2, "hidden_size": 64}, 0)
-    wide = work_of({"train_tokens": 1000, "num_layers": 2, "hidden_size": 128}, 0)
-    assert wide.amount == 4 * small.amount
-    assert work_of({"epochs": 2.0}, 50).amount == 2 * work_of({"epochs": 1.0}, 50).amount
+    def of(config: PretrainConfig | SftConfig) -> Work:
+        return work_of(config.model_dump(mode="json"), 50)
+
+    small, wide = ({"model": {"hidden_size": 4 * size}, "batches": {"train_tokens": 1000}} for size in (16, 32))
+    assert of(PretrainConfig.model_validate(wide)).amount == 4 * of(PretrainConfig.model_validate(small)).amount
+    assert of(PretrainConfig.model_validate(small)).amount == 1000 * 12 * 4 * 64**2
+    steps = SftConfig.model_validate({"batches": {"steps": 3, "batch_tokens": 512}})
+    assert of(steps) == Work("step-weights", 3 * 512)
+    once, twice = (SftConfig.model_validate({"batches": {"epochs": epochs}}) for epochs in (1, 2))
+    assert of(twice).amount == 2 * of(once).amount == 100
 
 
 def test_total_adds_errors_in_quadrature() -> None:
