@@ -3,7 +3,8 @@
 A decode step of a small model is a thousand tiny operations; called one by one from Python they cost more than they
 compute (torch reaches 600 tokens/s where this reaches 6,000, on 4M weights and one core). How a matrix is multiplied is
 said by its class (`model.kernels.matvec`), so numba compiles each format from the same source and keeps the result on
-disk.
+disk. Activations stay fp32: in INT8 with a scale per vector the largest logit error was 1.48 standard deviations where
+weights alone have 0.37 (docs/LOG.md).
 """
 
 from typing import NamedTuple

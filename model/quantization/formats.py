@@ -243,7 +243,7 @@ FORMATS: Mapping[str, Format] = {weight_format.name: weight_format for weight_fo
 
 DEFAULT = FORMATS["int8"]
 """What a matrix is stored in whose columns do not divide into the blocks of the format asked for, and embedding and
-head always: in NVFP4 they cost as much as all the rest (docs/LOG.md)."""
+head always: in INT8 those cost nothing measurable, in NVFP4 as much as all the rest."""
 
 GGUF_FILE_TYPES: Mapping[str, int] = {
     "f32": 0,

@@ -1,7 +1,8 @@
 """GPTQ: round the weights one input at a time; the inputs still to come make up for the error (arXiv:2210.17323).
 
 The block scales of NVFP4 are chosen when the block is reached, from the weights as corrected so far, and by the error
-weighted with the diagonal of the Hessian. On a 5M model GPTQ leaves two fifths of the divergence of plain rounding.
+weighted with the diagonal of the Hessian. On a 5M model GPTQ leaves two fifths of the divergence of plain rounding (KL
+0.0011 against 0.0027, docs/LOG.md).
 """
 
 import torch

@@ -71,9 +71,8 @@ def export_gguf(folder: Path, target: Path, weights: str) -> None:
     """
     if weights not in GGUF_FILE_TYPES:
         raise ValueError(f"GGUF weights are {weights!r}, one of {', '.join(GGUF_FILE_TYPES)} was expected.")
-    model = load_any_model(folder)
     with _written_aside(target) as aside:
-        _write_gguf(aside, model, folder, weights)
+        _write_gguf(aside, load_any_model(folder), folder, weights)
 
 
 @contextmanager
@@ -102,7 +101,7 @@ def _write_gguf(path: Path, model: Transformer, folder: Path, weights: str) -> N
     arch = "qwen3" if config.qk_norm else "llama"
     writer = gguf.GGUFWriter(path, arch)
     writer.add_file_type(GGUF_FILE_TYPES[weights])
-    writer.add_quantization_version(2)
+    writer.add_quantization_version(2)  # GGML_QNT_VERSION: that of the layouts of all types since 2023
     _add_shape(writer, model)
     _add_tokenizer(writer, folder, config.vocab_size)
     for name, module in model.named_modules():

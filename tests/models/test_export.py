@@ -13,6 +13,7 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from flows.cli.main import main
 from model.network.shape import RopeScaling
 from model.quantization.packed import packed_layers
 from tasks.mechanism.execution import Execution
@@ -211,6 +212,23 @@ def test_a_quantized_folder_is_not_copied_for_transformers(tmp_path: Path, small
         export_hf(small.path, tmp_path / "model", MESSAGES)
     assert "--model" in str(e.value) and "--format nvfp4" in str(e.value) and "q8_0" in str(e.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_says_so_in_a_paragraph(
+    tmp_path: Path, small: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--home", str(tmp_path / "home"), "--model", str(small.path), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", "--format", "hf", *arguments])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "which transformers does not read" in " ".join((shown.out + shown.err).split())
+    assert "Traceback" not in shown.out + shown.err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", "--format", "q8_0", *arguments])
+    assert stopped.value.code == 0
+    assert tensors_of(tmp_path / "out")["blk.0.ffn_up.weight"].tensor_type == GGMLQuantizationType.Q8_0
 
 
 def test_a_folder_goes_over_whole(tmp_path: Path, tokenizer: Artifact) -> None:
