@@ -11,6 +11,7 @@ from typing import Any
 
 from flows.cli import text_verbs, verbs
 from flows.recipe import preset_names
+from model.quantization.formats import GGUF_FILE_TYPES
 from tasks.mechanism.progress import console
 
 EXIT_USER_ERROR = 2
@@ -123,9 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     export.add_argument("--run", default="", help="the run whose model it is; default: the champion, else the latest")
     export.add_argument("--output", required=True, help="file (GGUF) or folder (hf) to write")
-    export.add_argument(
-        "--format", default="f16", choices=["hf", "f32", "f16", "bf16", "q8_0", "nvfp4"], help="hf, or GGUF weights"
-    )
+    export.add_argument("--format", default="f16", choices=["hf", *GGUF_FILE_TYPES], help="hf, or GGUF weights")
 
     verify = _add_verb(adder, "verify", verbs.verify, "build a run again in an empty store and compare the digests")
     verify.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")

@@ -232,19 +232,14 @@ def _inspect_filter(store: Store, options: argparse.Namespace) -> None:
 
 def export(options: argparse.Namespace) -> None:
     """Write a model as a GGUF file, or copy its Hugging Face folder after transformers has agreed with it."""
-    import shutil
-
     from flows.champion import model_folder
 
     folder = model_folder(Store(options.home), options.model, options.run, "candidate")
     target = Path(options.output)
-    if target.exists():
-        raise ValueError(f"{target} exists already. Choose another --output, or remove it first.")
     if options.format == "hf":
-        from tasks.models.export import check_transformers
+        from tasks.models.export import export_hf
 
-        check = check_transformers(folder, [{"role": "user", "content": "What is a list?"}])
-        shutil.copytree(folder, target)
+        check = export_hf(folder, target, [{"role": "user", "content": "What is a list?"}])
         print(
             f"Wrote {target}. In transformers its logits differ by at most {check.max_logit_difference:.1e}, "
             f"its greedy answer {'is the same' if check.greedy_equal else 'DIFFERS'}."

@@ -1,6 +1,7 @@
 """The decoder for a CPU: packed weights in the order that the compiled step reads them, and a key-value cache."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -8,11 +9,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from model.decoding.generate import check_room
-from model.decoding.step import Matrix, Shape, Weights, step
-from model.kernels.e2m1 import interleave_nibbles
+from model.decoding.step import Shape, Weights, step
+from model.kernels.matvec import F32Matrix, StepMatrix
 from model.network.rope import attention_scale, rope_frequencies
 from model.network.transformer import Block, Transformer
-from model.quantization.formats import SMALLEST_SCALE_BYTE, Int8Weight
 from model.quantization.packed import PackedWeight
 
 Floats = NDArray[np.float32]
@@ -75,14 +75,19 @@ def _collect(model: Transformer) -> Weights:
         found = [module.weight for module in map(pick, layers) if module is not None]
         return np.stack([_numpy(weight) for weight in found]) if found else np.empty((0, 0), np.float32)
 
-    embedding = _stack([[decoder.embed_tokens]])
+    def matrices(*names: str) -> StepMatrix:
+        return _stack(
+            [{f"layers.{i}.{name}": layer.get_submodule(name) for name in names} for i, layer in enumerate(layers)]
+        )
+
+    embedding = _stack([{"embed_tokens": decoder.embed_tokens}])
     return Weights(
         embedding=embedding,
-        qkv=_stack([[a.q_proj, a.k_proj, a.v_proj] for a in (layer.self_attn for layer in layers)]),
-        out=_stack([[layer.self_attn.o_proj] for layer in layers]),
-        gate_up=_stack([[layer.mlp.gate_proj, layer.mlp.up_proj] for layer in layers]),
-        down=_stack([[layer.mlp.down_proj] for layer in layers]),
-        head=embedding if config.tied_embeddings else _stack([[model.lm_head]]),
+        qkv=matrices("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        out=matrices("self_attn.o_proj"),
+        gate_up=matrices("mlp.gate_proj", "mlp.up_proj"),
+        down=matrices("mlp.down_proj"),
+        head=embedding if config.tied_embeddings else _stack([{"lm_head": model.lm_head}]),
         input_norm=norms(lambda layer: layer.input_layernorm),
         post_norm=norms(lambda layer: layer.post_attention_layernorm),
         q_norm=norms(lambda layer: layer.self_attn.q_norm),
@@ -93,24 +98,36 @@ def _collect(model: Transformer) -> Weights:
     )
 
 
-def _stack(layers: Sequence[Sequence[nn.Module]]) -> Matrix:
-    """One matrix per layer: the rows of the layer's modules one after the other."""
-    parts = [[_matrix(module) for module in modules] for modules in layers]
-    return Matrix(*(np.stack([np.concatenate([m[i] for m in row]) for row in parts]) for i in range(3)))
+def _stack(layers: Sequence[Mapping[str, nn.Module]]) -> StepMatrix:
+    """One matrix per layer: the rows of the layer's modules, given with their names, one after the other.
+
+    Raises:
+        ValueError: they are in different formats, which one kernel cannot multiply.
+    """
+    parts = [{name: _matrix(module) for name, module in modules.items()} for modules in layers]
+    kinds: dict[Any, str] = {type(part): name for row in parts for name, part in row.items()}
+    if len(kinds) > 1:
+        found = ", ".join(f"{name} as {kind.__name__}" for kind, name in kinds.items())
+        raise ValueError(
+            "The CPU engine multiplies q_proj, k_proj and v_proj at once, and gate_proj and up_proj, so they and the "
+            f"same matrix of every layer must be in one format; found {found}. Quantize the model with Bessemer."
+        )
+    by_layer = [[list(part) for part in row.values()] for row in parts]
+    (kind,) = kinds
+    stacked: StepMatrix = kind(*(np.stack([np.concatenate(a) for a in array]) for array in _by_array(by_layer)))
+    return stacked
 
 
-def _matrix(module: nn.Module) -> Matrix:
+def _by_array(by_layer: Sequence[Sequence[Sequence[Any]]]) -> list[list[list[Any]]]:
+    """[layer][module][array] -> [array][layer][module]."""
+    return [[[module[i] for module in modules] for modules in by_layer] for i in range(len(by_layer[0][0]))]
+
+
+def _matrix(module: nn.Module) -> Any:
     """The arrays of one module, without the dimension of layers."""
-    if not isinstance(module, PackedWeight):
-        full = _numpy(module.weight)
-        return Matrix(full, np.empty((len(full), 0), np.uint8), np.ones(len(full), np.float32))
-    weight = module.quantized
-    if isinstance(weight, Int8Weight):
-        return Matrix(weight.codes.numpy(), np.empty((len(weight.codes), 0), np.uint8), weight.scales.numpy())
-    codes, scales = interleave_nibbles(weight.codes.numpy()), weight.scale_bytes.numpy()
-    if scales.min() < SMALLEST_SCALE_BYTE:
-        raise ValueError("An NVFP4 block scale is below 2^-6, which this engine does not read. Quantize with Bessemer.")
-    return Matrix(codes, scales, np.full(len(codes), weight.global_scale, np.float32))
+    if isinstance(module, PackedWeight):
+        return module.format.step_matrix(module.quantized.tensors)
+    return F32Matrix(_numpy(module.weight))
 
 
 def _numpy(tensor: object) -> Floats:

@@ -5,7 +5,7 @@ and one shift give two blocks in order. All forms are exact: level x block scale
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -14,10 +14,13 @@ from numba.core import cgutils as untyped_cgutils
 from numpy.typing import NDArray
 
 from model.kernels.jit import cpu_features, fast_helper, intrinsic, overload
-from model.quantization.formats import BLOCK, E2M1_LEVELS
 
 F32 = np.float32
 cgutils: Any = untyped_cgutils
+BLOCK = 16
+"""Inputs that share a block scale."""
+LEVELS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
+"""What the codes 0..7 stand for (E2M1 of OCP Microscaling); 8..15 are their negatives."""
 EXPONENT_SHIFT = 120 << 23
 """E4M3's exponent bias is 7, fp32's 127: a normal E4M3 byte << 20, plus this, are the bits of the same number."""
 
@@ -68,7 +71,7 @@ def _dot_avx512(typing_context: Any, codes: Any, scales: Any, x: Any, pairs: Any
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         dot = _VectorDot(builder, arguments, lanes=16)
         look_up = dot.declare("llvm.x86.avx512.permvar.sf.512", dot.floats, dot.floats, dot.integers)
-        levels = dot.constant(dot.floats, [*E2M1_LEVELS.tolist(), *(-E2M1_LEVELS).tolist()])
+        levels = dot.constant(dot.floats, [*LEVELS, *(-level for level in LEVELS)])
         return dot.sum_over_pairs(lambda index: builder.call(look_up, [levels, index]))  # heeds the low 4 bits only
 
     return types.float32(types.intp, types.intp, types.intp, types.intp), generate
@@ -81,7 +84,7 @@ def _dot_avx2(typing_context: Any, codes: Any, scales: Any, x: Any, pairs: Any) 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         dot = _VectorDot(builder, arguments, lanes=8)
         look_up = dot.declare("llvm.x86.avx2.permps", dot.floats, dot.floats, dot.integers)
-        magnitudes = dot.constant(dot.floats, E2M1_LEVELS.tolist())
+        magnitudes = dot.constant(dot.floats, LEVELS)
         sign_bit = dot.constant(dot.integers, [-(1 << 31)] * 8)
         to_the_top = dot.constant(dot.integers, [28] * 8)
 
@@ -177,6 +180,34 @@ def _dot_with_avx512(codes: NDArray[np.uint8], scales: NDArray[np.uint8], x: NDA
 
 def _dot_with_avx2(codes: NDArray[np.uint8], scales: NDArray[np.uint8], x: NDArray[np.float32]) -> np.float32:
     return F32(_dot_avx2(codes.ctypes.data, scales.ctypes.data, x.ctypes.data, codes.shape[0] // BLOCK))
+
+
+class NVFP4Matrix(NamedTuple):
+    """NVFP4 in the compiled step (`model.kernels.matvec.StepMatrix`), a matrix of every layer or a stack of one.
+
+    codes: two a byte in the order of `interleave_nibbles` (layers, rows, columns / 2); block_scales: normal E4M3 bytes
+    (layers, rows, columns / 16); row_scales: (layers, rows), the global scale of the matrix that a row is from.
+    """
+
+    codes: NDArray[np.uint8]
+    block_scales: NDArray[np.uint8]
+    row_scales: NDArray[np.float32]
+
+    @staticmethod
+    def multiply(matrix: Any, layer: int, x: NDArray[np.float32], y: NDArray[np.float32]) -> None:
+        """y = matrix @ x. x: (columns,); y: (rows,)."""
+        codes, block_scales, row_scales = matrix.codes[layer], matrix.block_scales[layer], matrix.row_scales[layer]
+        for i in range(codes.shape[0]):
+            y[i] = dot_nvfp4(codes[i], block_scales[i], x) * row_scales[i]
+
+    @staticmethod
+    def read_row(matrix: Any, layer: int, row: int, x: NDArray[np.float32]) -> None:
+        """x = row `row` of the matrix."""
+        codes, block_scales = matrix.codes[layer, row], matrix.block_scales[layer, row]
+        for j in range(x.shape[0]):
+            byte = np.int32(codes[j // (2 * BLOCK) * BLOCK + j % BLOCK])
+            code = byte >> np.int32(4) if j // BLOCK % 2 else byte & np.int32(15)
+            x[j] = level_of(code) * scale_of(block_scales[j // BLOCK]) * matrix.row_scales[layer, row]
 
 
 FORMS: dict[str, Callable[..., np.float32]] = {"avx512f": _dot_with_avx512, "avx2": _dot_with_avx2, "": _dot_plain}

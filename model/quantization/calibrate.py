@@ -10,37 +10,37 @@ from model.kernels.silu import silu
 from model.network.attention import attention
 from model.network.rope import Rotation, rotation
 from model.network.transformer import Block, Transformer
-from model.quantization.formats import NVFP4_MULTIPLE, QuantizedWeight, WeightFormat, quantize_nearest
+from model.quantization.formats import DEFAULT, Format, QuantizedWeight
 from model.quantization.gptq import quantize_gptq
 from model.quantization.packed import replace_weights
 
 ROWS_AT_ONCE = 16  # calibration rows that go through a layer together
 
 
-def layer_format(weight: Tensor, weight_format: WeightFormat) -> WeightFormat:
-    """NVFP4 only where its blocks divide the inputs, otherwise INT8."""
-    return "int8" if weight.shape[1] % NVFP4_MULTIPLE else weight_format
+def layer_format(weight: Tensor, wanted: Format) -> Format:
+    """The format asked for where its blocks divide the inputs, otherwise the default."""
+    return DEFAULT if weight.shape[1] % wanted.inputs_multiple else wanted
 
 
 @torch.no_grad()
-def quantize_to_nearest(model: Transformer, weight_format: WeightFormat) -> None:
-    """Replace all matrices by packed ones, each rounded on its own; embedding and head in INT8."""
+def quantize_to_nearest(model: Transformer, weight_format: Format) -> None:
+    """Replace all matrices by packed ones, each rounded on its own; embedding and head in the default format."""
     weights = {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Linear) and name != "lm_head":
-            weights[name] = quantize_nearest(module.weight, layer_format(module.weight, weight_format))
+            weights[name] = layer_format(module.weight, weight_format).nearest(module.weight)
     replace_weights(model, weights | _ends(model))
 
 
 @torch.no_grad()
 def quantize_calibrated(
     model: Transformer,
-    weight_format: WeightFormat,
+    weight_format: Format,
     input_ids: Tensor,
     damping: float,
     layer_done: Callable[[], object] = lambda: None,
 ) -> None:
-    """Replace all matrices by packed ones, those of the layers by GPTQ; embedding and head to nearest in INT8.
+    """Replace all matrices by packed ones, those of the layers by GPTQ; embedding and head to nearest in the default.
 
     input_ids: (rows, seq) of calibration text. `layer_done` is called after each layer.
     """
@@ -62,7 +62,7 @@ class _LayerQuantizer:
 
     model: Transformer
     prefix: str
-    weight_format: WeightFormat
+    weight_format: Format
     damping: float
 
     def __call__(self, names: tuple[str, ...], inputs: list[Tensor]) -> None:
@@ -72,8 +72,8 @@ class _LayerQuantizer:
         for name in names:
             matrix = self.model.get_submodule(self.prefix + name).weight
             assert isinstance(matrix, Tensor)
-            form = layer_format(matrix, self.weight_format)
-            weights[self.prefix + name] = quantize_gptq(matrix, hessian, form, self.damping)
+            chosen = layer_format(matrix, self.weight_format)
+            weights[self.prefix + name] = quantize_gptq(matrix, hessian, chosen, self.damping)
         replace_weights(self.model, weights)
 
 
@@ -108,5 +108,5 @@ def _ends(model: Transformer) -> dict[str, QuantizedWeight]:
     for name in names:
         matrix = model.get_submodule(name).weight
         assert isinstance(matrix, Tensor)
-        found[name] = quantize_nearest(matrix, "int8")
+        found[name] = DEFAULT.nearest(matrix)
     return found

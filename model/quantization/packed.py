@@ -6,45 +6,31 @@ weights that an artifact stores. For single tokens `model.decoding.engine` compu
 
 from collections.abc import Mapping
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.network.transformer import Transformer
-from model.quantization.formats import (
-    Int8Weight,
-    NVFP4Weight,
-    QuantizedWeight,
-    dequantize,
-    pack_nibbles,
-    unpack_nibbles,
-)
+from model.quantization.formats import QuantizedWeight
 
 
 class PackedWeight(nn.Module):
-    """A quantized matrix (rows, columns) as buffers, in the layout of the file: nibbles packed, no fp32 copy."""
-
-    codes: Tensor
-    scales: Tensor
+    """A quantized matrix (rows, columns): its buffers are the tensors that its format stores, no fp32 copy."""
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
-        self.global_scale = weight.global_scale if isinstance(weight, NVFP4Weight) else 1.0
-        is_int8 = isinstance(weight, Int8Weight)
-        self.register_buffer("codes", weight.codes if is_int8 else pack_nibbles(weight.codes))
-        self.register_buffer("scales", weight.scales if isinstance(weight, Int8Weight) else weight.scale_bytes)
+        self.format = weight.format
+        for name, tensor in weight.tensors.items():
+            self.register_buffer(name, tensor)
 
     @property
     def quantized(self) -> QuantizedWeight:
-        """The matrix as codes and scales, unpacked."""
-        if self.codes.dtype == torch.int8:
-            return Int8Weight(self.codes, self.scales)
-        return NVFP4Weight(unpack_nibbles(self.codes), self.scales, self.global_scale)
+        """The matrix as it is stored."""
+        return QuantizedWeight(self.format, {name: self.get_buffer(name) for name in self.format.stored})
 
     @property
     def weight(self) -> Tensor:
         """The matrix in fp32 (rows, columns), computed anew each time."""
-        return dequantize(self.quantized)
+        return self.quantized.dequantize()
 
 
 class PackedLinear(PackedWeight):
@@ -58,12 +44,7 @@ class PackedEmbedding(PackedWeight):
     """Rows of the matrix by id: integers (...) -> (..., columns)."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        flat = ids.reshape(-1)
-        if self.codes.dtype == torch.int8:
-            rows = Int8Weight(self.codes[flat], self.scales[flat])
-            return dequantize(rows).view(*ids.shape, -1)
-        picked = NVFP4Weight(unpack_nibbles(self.codes[flat]), self.scales[flat], self.global_scale)
-        return dequantize(picked).view(*ids.shape, -1)
+        return self.quantized.rows(ids.reshape(-1)).dequantize().view(*ids.shape, -1)
 
 
 def replace_weights(model: Transformer, weights: Mapping[str, QuantizedWeight]) -> None:

@@ -86,7 +86,7 @@ def evaluate(
 
     from model.vocabulary.tokenizer import Tokenizer
     from tasks.models.chat import ChatModel
-    from tasks.models.quantized_files import is_quantized, load_any_model
+    from tasks.models.folder import is_quantized, load_any_model, weights_bytes
     from tasks.tokens.contract import check_contract
 
     check_contract(model.path, tokens.path)
@@ -106,7 +106,7 @@ def evaluate(
         scores |= score_pairs(run, cfg, setting, subject, rewarded, preferences.path)
     if benchmarks and cfg.questions:
         scores |= score_questions(run, cfg, setting, subject, benchmarks)
-    scores["size_bytes"] = float(sum(path.stat().st_size for path in model.path.glob("*.safetensors")))
+    scores["size_bytes"] = float(weights_bytes(model.path))
     chat = ChatModel.of(subject, model.path)
     write_samples(run, chat, sample_prompts(cfg, preferences.path), cfg.answer_tokens)
     (run.out / "scores.json").write_text(json.dumps(scores, indent=1, sort_keys=True) + "\n")

@@ -1,6 +1,5 @@
 """Answer a conversation with a model from a folder, full or quantized, in a stream of text."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from model.decoding.generate import Decoder, Generation, Sampling, stream_text
 from model.network.transformer import Transformer
 from model.vocabulary.chat_format import render_prompt
 from model.vocabulary.tokenizer import Tokenizer
-from tasks.models.quantized_files import load_any_model
+from tasks.models.folder import end_ids, load_any_model, load_tokenizer
 
 Message = Mapping[str, str]
 
@@ -32,8 +31,8 @@ class ChatModel:
     @classmethod
     def of(cls, model: Transformer, folder: Path) -> "ChatModel":
         """The same with a model that is loaded already, from `folder`."""
-        tokenizer = Tokenizer.load(folder)
-        stop_ids = frozenset(_end_ids(folder)) | {tokenizer.im_end_id, tokenizer.endoftext_id}
+        tokenizer = load_tokenizer(folder)
+        stop_ids = end_ids(folder) | {tokenizer.im_end_id, tokenizer.endoftext_id}
         return cls(decoder_for(model), tokenizer, stop_ids)
 
     def stream(
@@ -77,10 +76,3 @@ class ChatModel:
                     "Shorten it, or train with a longer context_length."
                 )
             del kept[oldest]
-
-
-def _end_ids(folder: Path) -> list[int]:
-    """The tokens at which `generation_config.json` says to stop."""
-    path = folder / "generation_config.json"
-    ends = json.loads(path.read_bytes()).get("eos_token_id", []) if path.is_file() else []
-    return [ends] if isinstance(ends, int) else list(ends)

@@ -1,14 +1,19 @@
 """Take a model elsewhere: a GGUF file for llama.cpp and its kin, and the proof that transformers agrees with us.
 
 A model folder already is a Hugging Face folder, so there is nothing to convert: `check_transformers` loads it there and
-compares. A GGUF file holds weights, tokenizer and chat template in one; NVFP4 codes go over as they are.
+compares. A GGUF file holds weights, tokenizer and chat template in one; codes go over as they are where GGUF has the
+format. What is written is whole or not there: it is written aside and renamed.
 """
 
-import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+from uuid import uuid4
 
+import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,14 +21,20 @@ from numpy.typing import NDArray
 from model.network.rope import rope_frequencies
 from model.network.shape import ModelConfig, RopeScaling
 from model.network.transformer import Transformer
-from model.quantization.formats import BLOCK, NVFP4Weight
+from model.quantization.formats import DEFAULT, FORMATS, GGUF_FILE_TYPES, QuantizedWeight
 from model.quantization.packed import PackedWeight
-from tasks.models.quantized_files import load_any_model
+from tasks.models.folder import (
+    chat_template,
+    formats_of,
+    is_quantized,
+    load_any_model,
+    load_tokenizer,
+    tokenizer_specification,
+)
+from tasks.tokens.contract import read_contract
 
-GGUFWeights = Literal["f32", "f16", "bf16", "q8_0", "nvfp4"]
 Array = NDArray[Any]
 
-_GGUF_BLOCK = 64  # inputs of an NVFP4 block in GGUF: four of ours
 _LAYER_NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
@@ -38,7 +49,7 @@ _LAYER_NAMES = {
     "post_attention_layernorm": "ffn_norm",
 }
 _OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32, "nvfp4": 39}  # llama.cpp's LLAMA_FTYPE
+_ENDS = ("model.embed_tokens", "lm_head")
 
 
 def gguf_name(module: str) -> str:
@@ -49,26 +60,51 @@ def gguf_name(module: str) -> str:
     return f"blk.{index}.{_LAYER_NAMES[rest]}"
 
 
-def export_gguf(folder: Path, target: Path, weights: GGUFWeights) -> None:
+def export_gguf(folder: Path, target: Path, weights: str) -> None:
     """Write the model in `folder`, full or quantized, as one GGUF file.
 
-    `nvfp4` takes the codes of an NVFP4 artifact as they are (embedding and head become q8_0); all others convert.
+    `weights` is one of GGUF_FILE_TYPES. The name of a format takes the codes of an artifact in that format as they are
+    (what is in another, as embedding and head are, becomes that one's type); all others convert.
 
     Raises:
-        ValueError: `nvfp4` asked of another model, or inputs that do not divide into the format's blocks.
+        ValueError: a format asked of another model, inputs that do not divide into its blocks, or a damaged folder.
     """
-    import gguf
+    if weights not in GGUF_FILE_TYPES:
+        raise ValueError(f"GGUF weights are {weights!r}, one of {', '.join(GGUF_FILE_TYPES)} was expected.")
+    with _written_aside(target) as aside:
+        _write_gguf(aside, load_any_model(folder), folder, weights)
 
-    model = load_any_model(folder)
+
+@contextmanager
+def _written_aside(target: Path) -> Iterator[Path]:
+    """A name beside `target` for a file or folder, which takes the place of `target` once it is whole.
+
+    Raises:
+        ValueError: `target` is there already, or the folder that it should be in is not.
+    """
+    if target.exists():
+        raise ValueError(f"{target} exists already. Choose another --output, or remove it first.")
+    if not target.parent.is_dir():
+        raise ValueError(f"{target.parent} is not a folder that {target.name} could be written to. Make it first.")
+    aside = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        yield aside
+        aside.rename(target)
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside)
+        aside.unlink(missing_ok=True)
+
+
+def _write_gguf(path: Path, model: Transformer, folder: Path, weights: str) -> None:
     config = model.config
     arch = "qwen3" if config.qk_norm else "llama"
-    writer = gguf.GGUFWriter(target, arch)
-    writer.add_file_type(_FILE_TYPES[weights])
-    writer.add_quantization_version(2)
+    writer = gguf.GGUFWriter(path, arch)
+    writer.add_file_type(GGUF_FILE_TYPES[weights])
+    writer.add_quantization_version(2)  # GGML_QNT_VERSION: that of the layouts of all types since 2023
     _add_shape(writer, model)
     _add_tokenizer(writer, folder, config.vocab_size)
-    modules: dict[str, torch.nn.Module] = dict(model.named_modules())
-    for name, module in modules.items():
+    for name, module in model.named_modules():
         if isinstance(module, PackedWeight) or "weight" in dict(module.named_parameters(recurse=False)):
             heads = {"q_proj": config.num_heads, "k_proj": config.num_kv_heads}.get(name.rpartition(".")[2], 0)
             # llama.cpp's `llama` turns neighbouring pairs, transformers the two halves; its `qwen3` turns halves too.
@@ -101,8 +137,6 @@ def _add_rope_scaling(writer: Any, config: ModelConfig) -> None:
 
     `dynamic` stretches none within the context that the model was trained on, which is all the file promises.
     """
-    import gguf
-
     scaling = config.rope_scaling
     if scaling.kind == "yarn" or (scaling.kind == "llama3" and config.qk_norm):
         with_what = " of a model with QK-norm" if scaling.kind == "llama3" else ""
@@ -120,9 +154,7 @@ def _add_rope_scaling(writer: Any, config: ModelConfig) -> None:
 
 def _add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
     """Vocabulary, merges, special tokens and chat template; every id has an entry."""
-    import gguf
-
-    specification = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    specification = tokenizer_specification(folder)
     tokens = [f"[PAD{index}]" for index in range(vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * vocab_size
     for token, index in specification["model"]["vocab"].items():
@@ -137,38 +169,59 @@ def _add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
     writer.add_token_types(kinds)
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
     writer.add_add_bos_token(False)
-    special: dict[str, int] = json.loads((folder / "contract.json").read_bytes())["special_ids"]
+    special = read_contract(folder).special_ids
     writer.add_bos_token_id(special["<|endoftext|>"])
     writer.add_eos_token_id(special["<|im_end|>"])
     writer.add_eot_token_id(special["<|im_end|>"])
     writer.add_pad_token_id(special["<|pad|>"])
-    writer.add_chat_template((folder / "chat_template.jinja").read_text(encoding="utf-8"))
+    writer.add_chat_template(chat_template(folder))
 
 
-def _add_weight(writer: Any, name: str, module: torch.nn.Module, weights: GGUFWeights, heads: int) -> None:
+def _add_weight(writer: Any, name: str, module: torch.nn.Module, weights: str, heads: int) -> None:
     """One tensor, its rows reordered by heads where `heads` is given."""
-    import gguf
-
+    target, kept = gguf_name(name), FORMATS.get(weights)
     packed = module.quantized if isinstance(module, PackedWeight) else None
-    is_end = name in ("model.embed_tokens", "lm_head")
-    target = gguf_name(name)
-    kinds = gguf.GGMLQuantizationType
-    if weights == "nvfp4" and isinstance(packed, NVFP4Weight):
-        writer.add_tensor(f"{target}.weight", nvfp4_blocks(packed, heads, name), raw_dtype=kinds.NVFP4)
-        writer.add_tensor(f"{target}.scale", np.array([packed.global_scale], np.float32))
+    if kept and packed and packed.format is kept:
+        _add_codes(writer, name, packed, heads)
         return
     full = module.weight
     assert isinstance(full, torch.Tensor)
     matrix = _permute_heads(full.detach().float().numpy(), heads)
     if matrix.ndim == 1 or weights == "f32":
         writer.add_tensor(f"{target}.weight", matrix)
-    elif weights == "nvfp4" and not is_end and packed is None:
-        raise ValueError(f"{name} has no NVFP4 codes: export an artifact of `quantize` with format nvfp4 as nvfp4.")
+    elif kept and packed is None and name not in _ENDS:
+        raise ValueError(
+            f"{name} has no {kept.name.upper()} codes: export an artifact of `quantize` with format {kept.name} as "
+            f"{kept.name}."
+        )
     else:
-        kind = kinds.Q8_0 if weights in ("q8_0", "nvfp4") else kinds[weights.upper()]
-        if kind == kinds.Q8_0 and matrix.shape[1] % 32:
-            raise ValueError(f"{name} has {matrix.shape[1]} inputs, but q8_0 needs a multiple of 32. Export as f16.")
+        kind = _type((packed.format if packed else DEFAULT).gguf_type if kept else weights.upper())
+        _check_inputs(name, matrix.shape[1], kind)
         writer.add_tensor(f"{target}.weight", gguf.quantize(matrix, kind), raw_dtype=kind)
+
+
+def _add_codes(writer: Any, name: str, weight: QuantizedWeight, heads: int) -> None:
+    """A matrix whose format GGUF has too: not a code changes."""
+    rows = len(weight.tensors["codes"])
+    order = _permute_heads(np.arange(rows)[:, None], heads)[:, 0]
+    kind = _type(weight.format.gguf_type)
+    _check_inputs(name, weight.columns, kind)
+    for part, array in weight.format.gguf_tensors(weight.rows(torch.from_numpy(order)).tensors).items():
+        raw = {"raw_dtype": kind} if array.dtype == np.uint8 else {}
+        writer.add_tensor(f"{gguf_name(name)}.{part}", array, **raw)
+
+
+def _type(name: str) -> Any:
+    return gguf.GGMLQuantizationType[name]
+
+
+def _check_inputs(name: str, inputs: int, kind: Any) -> None:
+    """Refuse a matrix that does not divide into the blocks of its type in GGUF."""
+    block, _ = gguf.GGML_QUANT_SIZES[kind]
+    if inputs % block:
+        raise ValueError(
+            f"{name} has {inputs} inputs, but {kind.name.lower()} needs a multiple of {block}. Export as f16."
+        )
 
 
 def _permute_heads(matrix: Array, heads: int) -> Array:
@@ -178,20 +231,6 @@ def _permute_heads(matrix: Array, heads: int) -> Array:
     return matrix.reshape(heads, 2, len(matrix) // heads // 2, -1).swapaxes(1, 2).reshape(matrix.shape)
 
 
-def nvfp4_blocks(weight: NVFP4Weight, heads: int, name: str) -> NDArray[np.uint8]:
-    """GGUF's layout: per 64 inputs 4 scale bytes and 32 bytes of codes: (rows, columns / 64 * 36).
-
-    Within 16 inputs, byte j holds input j in its low and input 8 + j in its high half.
-    """
-    rows, columns = weight.codes.shape
-    if columns % _GGUF_BLOCK:
-        raise ValueError(f"{name} has {columns} inputs, but NVFP4 in GGUF needs a multiple of {_GGUF_BLOCK}.")
-    codes = _permute_heads(weight.codes.numpy(), heads).reshape(rows, columns // BLOCK, 2, BLOCK // 2)
-    packed = (codes[:, :, 0] | (codes[:, :, 1] << 4)).reshape(rows, columns // _GGUF_BLOCK, _GGUF_BLOCK // 2)
-    scales = _permute_heads(weight.scale_bytes.numpy(), heads).reshape(rows, columns // _GGUF_BLOCK, -1)
-    return np.concatenate([scales, packed], axis=-1).reshape(rows, -1)
-
-
 @dataclass(frozen=True)
 class TransformersCheck:
     """How far transformers and we differ on the same tokens; `prompt_ids` are equal or the check has raised."""
@@ -199,6 +238,26 @@ class TransformersCheck:
     max_logit_difference: float
     greedy_equal: bool
     tokens_compared: int
+
+
+def export_hf(folder: Path, target: Path, messages: list[dict[str, str]]) -> TransformersCheck:
+    """Copy a model folder once transformers agrees with it on `messages`.
+
+    Raises:
+        ValueError: the model is quantized, which transformers does not read, or the two render `messages` differently.
+    """
+    if is_quantized(folder):
+        found = ", ".join(sorted({weight_format.name for weight_format in formats_of(folder).values()}))
+        kept = [name for name in GGUF_FILE_TYPES if name in FORMATS]
+        raise ValueError(
+            f"{folder} holds a quantized model (weights in {found}), which transformers does not read. Name a form in "
+            f"full precision with --model, or export this one as GGUF: --format {' or '.join(kept)} where its codes "
+            f"are of that format, else one of {', '.join(name for name in GGUF_FILE_TYPES if name not in kept)}."
+        )
+    with _written_aside(target) as aside:
+        check = check_transformers(folder, messages)
+        shutil.copytree(folder, aside)
+    return check
 
 
 def check_transformers(folder: Path, messages: list[dict[str, str]], new_tokens: int = 32) -> TransformersCheck:
@@ -211,7 +270,6 @@ def check_transformers(folder: Path, messages: list[dict[str, str]], new_tokens:
 
     from model.decoding.generate import TorchDecoder, generate
     from model.vocabulary.chat_format import render_prompt
-    from model.vocabulary.tokenizer import Tokenizer
 
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs.eval()
@@ -219,7 +277,7 @@ def check_transformers(folder: Path, messages: list[dict[str, str]], new_tokens:
     rendered = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )
-    prompt = render_prompt(Tokenizer.load(folder), messages)
+    prompt = render_prompt(load_tokenizer(folder), messages)
     if list(rendered) != prompt:
         raise ValueError(f"{folder}: transformers renders the conversation to {list(rendered)}, we to {prompt}.")
     ids = torch.tensor([prompt])

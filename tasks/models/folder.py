@@ -1,21 +1,101 @@
-"""A model on disk: the Hugging Face layout that every engine reads, with our contract beside it."""
+"""A model on disk, in full or quantized: the Hugging Face layout that every engine reads, with our contract beside it.
 
-import json
+A quantized folder has packed codes and scales in place of the weights, and `quantization.json`, which says which
+matrix is in which format. Nobody else knows the names of the files.
+"""
+
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from model.network.hf import SpecialIds, from_hf_config, to_hf_config
-from model.network.transformer import ModelConfig, Transformer
-from tasks.tokens.contract import contract_of_tokenizer, copy_tokenizer, write_contract
+from model.network.shape import ModelConfig
+from model.network.transformer import Transformer
+from model.quantization.formats import FORMATS, Format, QuantizedWeight
+from model.quantization.packed import packed_layers, replace_weights
+from model.vocabulary.tokenizer import Tokenizer
+from tasks.mechanism.identity import canonical_json
+from tasks.models.tensors import (
+    MAX_SHARD_BYTES,
+    check_tensors,
+    read_json,
+    read_tensors,
+    read_weights,
+    save_weights,
+    write_json,
+)
+from tasks.tokens.contract import CONTRACT_FILE, TOKENIZER_FILES, contract_of_tokenizer, copy_tokenizer, write_contract
 
-WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 5_000_000_000
-"""Most hosts and file systems take files of this size; transformers reads any number of shards."""
+CONFIG_FILE = "config.json"
+GENERATION_FILE = "generation_config.json"
+PACKED_FILE = "weights.safetensors"
+QUANTIZATION_FILE = "quantization.json"
+TOKENIZER_FILE, _, TEMPLATE_FILE = TOKENIZER_FILES
+
+
+def is_quantized(folder: Path) -> bool:
+    """Whether the folder holds packed weights."""
+    return (folder / QUANTIZATION_FILE).is_file()
+
+
+def weights_bytes(folder: Path) -> int:
+    """What the weights take on disk, without tokenizer and settings."""
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def end_ids(folder: Path) -> frozenset[int]:
+    """The tokens at which its own settings say that a generator should stop; none where they say nothing.
+
+    Raises:
+        ValueError: the settings are damaged.
+    """
+    path = folder / GENERATION_FILE
+    found = read_json(path).get("eos_token_id") if path.is_file() else None
+    ends = [] if found is None else found if isinstance(found, list) else [found]
+    if not all(isinstance(end, int) for end in ends):
+        raise ValueError(f"{path}: eos_token_id is {found!r}, a token id or a list of them was expected.")
+    return frozenset(ends)
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer that lies beside the weights.
+
+    Raises:
+        ValueError: it is missing or damaged, or lacks a special token.
+    """
+    tokenizer_specification(folder)  # says what is missing or damaged
+    try:
+        return Tokenizer.load(folder)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{folder / TOKENIZER_FILE} is not a tokenizer that this version reads ({type(error).__name__}: {error}); "
+            "one of byte-level BPE was expected."
+        ) from error
+
+
+def tokenizer_specification(folder: Path) -> dict[str, Any]:
+    """The content of `tokenizer.json`.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    return read_json(folder / TOKENIZER_FILE)
+
+
+def chat_template(folder: Path) -> str:
+    """The Jinja template by which a conversation becomes text.
+
+    Raises:
+        ValueError: it is missing.
+    """
+    try:
+        return (folder / TEMPLATE_FILE).read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} holds no {TEMPLATE_FILE}: what a conversation looks like is not known.") from error
 
 
 def save_model(
@@ -35,87 +115,137 @@ def save_model(
     special = SpecialIds(ids["<|endoftext|>"], tuple(ids[token] for token in end_tokens), ids["<|pad|>"])
     config = to_hf_config(transformer.config, special)
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", generation)
+    write_json(folder / CONFIG_FILE, config)
+    write_json(folder / GENERATION_FILE, generation)
     weights = {name: tensor.detach().float().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
     save_weights(folder, weights, max_shard_bytes)
     copy_tokenizer(tokenizer_dir, folder)
     write_contract(folder, contract)
 
 
-def save_weights(folder: Path, weights: Mapping[str, torch.Tensor], max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
-    """Write `model.safetensors`, or `model-00001-of-0000N.safetensors` and so on with the index of transformers.
+def save_quantized(folder: Path, source: Path, model: Transformer, settings: Mapping[str, object]) -> None:
+    """Write a model with packed layers; config, tokenizer and contract come from `source`, the model it was made of.
 
-    Tensors stay in order; only one that is itself larger than `max_shard_bytes` makes a larger file.
+    Each packed layer is stored as the tensors of its format (`model.quantization.formats`), such as `<name>.codes` and
+    `<name>.scales`; everything else (norms) as fp32. `settings` says how the codes were found.
     """
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    room = max_shard_bytes
-    for name, tensor in weights.items():
-        if shards[-1] and tensor.nbytes > room:
-            shards.append({})
-            room = max_shard_bytes
-        shards[-1][name] = tensor
-        room -= tensor.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        return
-    homes: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        homes |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for tensor in weights.values())
-    _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": homes})
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    save_file(tensors, folder / PACKED_FILE, metadata={"format": "bessemer-quantized"})
+    formats = {name: layer.format.name for name, layer in packed_layers(model).items()}
+    (folder / QUANTIZATION_FILE).write_bytes(canonical_json({"formats": formats, **settings}) + b"\n")
+    for name in (CONFIG_FILE, GENERATION_FILE, CONTRACT_FILE):
+        (folder / name).write_bytes((source / name).read_bytes())
+    copy_tokenizer(source, folder)
 
 
 def load_config(folder: Path) -> ModelConfig:
     """The shape of the model in `folder`.
 
     Raises:
-        ValueError: it is not a Llama or Qwen3 that we compute exactly.
+        ValueError: it is not a Llama or Qwen3 that we compute exactly, or the file is missing or damaged.
     """
-    path = folder / "config.json"
-    if not path.exists():
-        raise ValueError(f"{folder} holds no config.json: it is not a model folder.")
-    return from_hf_config(json.loads(path.read_text(encoding="utf-8")))
+    path = folder / CONFIG_FILE
+    found = read_json(path)
+    try:
+        return from_hf_config(found)
+    except ValueError as error:  # it says what was found and expected, but not where
+        raise ValueError(f"{folder}: {error}") from error
+    except (KeyError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ValueError(
+            f"{path} does not describe a model ({type(error).__name__}: {error}). Copy or build it again."
+        ) from error
+
+
+def load_any_model(folder: Path) -> Transformer:
+    """The model in a folder of either kind; packed weights stay packed.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    return load_quantized(folder) if is_quantized(folder) else load_model(folder)
 
 
 def load_model(folder: Path) -> Transformer:
-    """The model in `folder`, in fp32 on the CPU; its weights may be in one file or in several with an index."""
-    config = load_config(folder)
-    with torch.device("meta"):
-        transformer = Transformer(config)
-    weights: dict[str, torch.Tensor] = {}
-    for path in _weight_files(folder):
-        weights |= {name: tensor.float() for name, tensor in load_file(path).items()}
-    if config.tied_embeddings:
-        weights.pop("lm_head.weight", None)  # some writers store the embedding twice
-    missing, unexpected = transformer.load_state_dict(weights, strict=False, assign=True)
-    if missing or unexpected:
-        raise ValueError(f"{folder}: weights missing {missing or 'none'}, unexpected {unexpected or 'none'}.")
+    """The model in `folder`, in fp32 on the CPU; its weights may be in one file or in several with an index.
+
+    Raises:
+        ValueError: the folder is none of a model in full, or damaged.
+    """
+    if is_quantized(folder):
+        raise ValueError(
+            f"{folder} holds a quantized model ({QUANTIZATION_FILE}), but weights in full are needed here. Name the "
+            "model that it was made of."
+        )
+    transformer = _empty(folder)
+    tied = ["lm_head.weight"] if transformer.config.tied_embeddings else []  # some writers store the embedding twice
+    weights = read_weights(folder)
+    check_tensors(folder, weights, transformer.state_dict(), tied)
+    wanted = {name: weights.pop(name).float() for name in transformer.state_dict()}  # popped: never all of it twice
+    transformer.load_state_dict(wanted, assign=True)
     for parameter in transformer.parameters():
         parameter.requires_grad_(True)
     return transformer
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files of the weights; one file before an index, as transformers looks.
+def load_quantized(folder: Path) -> Transformer:
+    """The model with packed layers, on the CPU.
 
     Raises:
-        ValueError: there are none, or one that the index names is missing.
+        ValueError: a format is unknown, or a tensor is missing, unexpected or of a wrong shape or dtype.
     """
-    index = folder / INDEX_FILE
-    if (folder / WEIGHTS_FILE).exists():
-        return [folder / WEIGHTS_FILE]
-    if not index.exists():
-        raise ValueError(f"{folder} holds neither {WEIGHTS_FILE} nor {INDEX_FILE}: its weights are missing.")
-    names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    paths = [folder / name for name in sorted(names)]
-    absent = [path.name for path in paths if not path.exists()]
-    if absent:
-        raise ValueError(f"{index} names {', '.join(absent)}, which {'is' if len(absent) == 1 else 'are'} not there.")
-    return paths
+    tensors = read_tensors(folder / PACKED_FILE)
+    model = _empty(folder)
+    replace_weights(
+        model, {name: _weight(folder, model, tensors, name, form) for name, form in formats_of(folder).items()}
+    )
+    check_tensors(folder, tensors, model.state_dict())
+    model.load_state_dict(tensors, assign=True)
+    return model
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+def formats_of(folder: Path) -> dict[str, Format]:
+    """The format of each packed matrix of a quantized folder, by the name of its module.
+
+    Raises:
+        ValueError: `quantization.json` is missing or damaged, or names a format that this version does not know.
+    """
+    path = folder / QUANTIZATION_FILE
+    named = read_json(path).get("formats")
+    if not isinstance(named, dict):
+        raise ValueError(f"{path}: formats is {named!r}, the format of each matrix by name was expected.")
+    for matrix, name in named.items():
+        if name not in FORMATS:
+            raise ValueError(
+                f"{path}: {matrix} is in the format {name!r}; this version reads {', '.join(FORMATS)}. Quantize the "
+                "model again."
+            )
+    return {matrix: FORMATS[name] for matrix, name in named.items()}
+
+
+def _empty(folder: Path) -> Transformer:
+    """The model that config.json describes, without memory for its weights."""
+    config = load_config(folder)
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def _weight(
+    folder: Path, model: Transformer, tensors: Mapping[str, torch.Tensor], name: str, weight_format: Format
+) -> QuantizedWeight:
+    """The stored tensors of one matrix, held against the shape that config.json implies."""
+    path = folder / PACKED_FILE
+    for part in weight_format.stored:
+        if f"{name}.{part}" not in tensors:
+            raise ValueError(f"{path} has no tensor '{name}.{part}'. Quantize the model again.")
+    try:
+        rows, columns = model.get_parameter(f"{name}.weight").shape
+    except (AttributeError, ValueError) as error:
+        raise ValueError(f"{folder / QUANTIZATION_FILE}: the model has no matrix {name!r} to be packed.") from error
+    for part, stored in weight_format.stored.items():
+        tensor, shape = tensors[f"{name}.{part}"], stored.shape(rows, columns)
+        if tensor.shape != shape or tensor.dtype != getattr(torch, stored.dtype):
+            raise ValueError(
+                f"{path}: {name}.{part} is {tuple(tensor.shape)} of {tensor.dtype}, but {weight_format.name} stores a "
+                f"matrix ({rows}, {columns}) as {shape} of torch.{stored.dtype}. Quantize the model again."
+            )
+    return QuantizedWeight(weight_format, {part: tensors[f"{name}.{part}"] for part in weight_format.stored})

@@ -4,14 +4,20 @@ from typing import Literal
 
 from pydantic import Field
 
+from model.quantization.formats import FORMATS, FormatName
 from tasks.mechanism.stage import Artifact, StageConfig, StageRun, stage
 
 
 class QuantizeConfig(StageConfig):
     """The format and how the codes are found."""
 
-    format: Literal["int8", "nvfp4"] = Field(
-        "int8", description="INT8 with a scale per row, or NVFP4 (4-bit floats in blocks of 16); embeddings stay INT8."
+    format: FormatName = Field(
+        "int8",
+        description="Format of the layers' matrices: "
+        + "; ".join(
+            f"{name}, {found.summary}, {found.bits_per_weight:g} bits a weight" for name, found in FORMATS.items()
+        )
+        + ". Embedding and head stay int8.",
     )
     method: Literal["gptq", "nearest"] = Field(
         "gptq", description="GPTQ keeps the layers' outputs on calibration text; nearest rounds each weight alone."
@@ -38,24 +44,23 @@ def quantize(run: StageRun, cfg: QuantizeConfig, model: Artifact, calibration: A
     import torch
 
     from model.quantization.calibrate import quantize_calibrated, quantize_to_nearest
-    from tasks.models.folder import load_model
-    from tasks.models.quantized_files import WEIGHTS_FILE, save_quantized
+    from tasks.models.folder import load_model, save_quantized, weights_bytes
     from tasks.tokens.contract import check_contract
     from tasks.tokens.files import random_rows
 
     check_contract(model.path, calibration.path)
     torch.set_num_threads(run.execution.threads)
     transformer = load_model(model.path)
+    weight_format = FORMATS[cfg.format]
     if cfg.method == "gptq":
         length = min(cfg.calibration_length, transformer.config.context_length)
         rows = random_rows(calibration.path, "train", max(1, cfg.calibration_tokens // length), length, cfg.seed)
         with run.progress("quantize", transformer.config.num_layers, "layers") as bar:
-            quantize_calibrated(transformer, cfg.format, torch.from_numpy(rows), cfg.damping, lambda: bar.advance(1))
+            quantize_calibrated(transformer, weight_format, torch.from_numpy(rows), cfg.damping, lambda: bar.advance(1))
         run.metric("calibration_tokens", rows.size)
     else:
-        quantize_to_nearest(transformer, cfg.format)
+        quantize_to_nearest(transformer, weight_format)
     save_quantized(run.out, model.path, transformer, {"format": cfg.format, "method": cfg.method})
-    size = (run.out / WEIGHTS_FILE).stat().st_size
-    full = sum(path.stat().st_size for path in model.path.glob("*.safetensors"))
+    size = weights_bytes(run.out)
     run.metric("size_bytes", size)
-    run.metric("size_ratio", full / size)
+    run.metric("size_ratio", weights_bytes(model.path) / size)

@@ -12,16 +12,16 @@ import torch
 from model.decoding.decoders import decoder_for
 from model.decoding.engine import Engine
 from model.decoding.generate import TorchDecoder, generate
-from model.kernels.e2m1 import FORMS, interleave_nibbles, supported_forms
+from model.kernels.e2m1 import FORMS, NVFP4Matrix, interleave_nibbles, supported_forms
 from model.kernels.jit import fast_kernel
 from model.network.shape import RopeScaling
 from model.network.transformer import Transformer
+from model.quantization import formats
 from model.quantization.calibrate import quantize_to_nearest
-from model.quantization.formats import NVFP4Weight, dequantize, quantize_nearest
 from model.quantization.packed import PackedLinear
 from tests.helpers.inference import random_model
 
-FORMATS = ("f32", "int8", "nvfp4")
+FORMATS = ("f32", *formats.FORMATS)
 SHAPES: dict[str, dict[str, object]] = {
     "qwen3, grouped queries": {},
     "llama, tied": {"qk_norm": False, "tied_embeddings": True},
@@ -34,7 +34,7 @@ SHAPES: dict[str, dict[str, object]] = {
 def model_in(weight_format: str, **changes: object) -> Transformer:
     model = random_model(**changes)
     if weight_format != "f32":
-        quantize_to_nearest(model, weight_format)  # type: ignore[arg-type]
+        quantize_to_nearest(model, formats.FORMATS[weight_format])
     return model
 
 
@@ -105,13 +105,13 @@ def test_every_vector_form_of_the_product_is_exact(form: str, columns: int) -> N
     if form not in supported_forms():
         pytest.skip(f"this CPU has no {form}")
     generator = torch.Generator().manual_seed(columns)
-    weight = quantize_nearest(torch.randn(16, columns, generator=generator), "nvfp4")
-    assert isinstance(weight, NVFP4Weight)
+    weight = formats.FORMATS["nvfp4"].nearest(torch.randn(16, columns, generator=generator))
+    matrix = weight.format.step_matrix(weight.tensors)
+    assert isinstance(matrix, NVFP4Matrix)
     x = torch.randn(columns, generator=generator)
     dot = fast_kernel(FORMS[form])
-    codes, scales = interleave_nibbles(weight.codes.numpy()), weight.scale_bytes.numpy()
-    found = [dot(codes[i], scales[i], x.numpy()) * weight.global_scale for i in range(16)]
-    expected = dequantize(weight).double() @ x.double()
+    found = [dot(matrix.codes[i], matrix.block_scales[i], x.numpy()) * matrix.row_scales[i] for i in range(16)]
+    expected = weight.dequantize().double() @ x.double()
     np.testing.assert_allclose(found, expected, atol=1e-5 * columns**0.5)
 
 
@@ -135,7 +135,7 @@ def test_every_code_and_scale_is_read_right() -> None:
 @pytest.mark.slow
 def test_a_machine_without_avx_gives_the_same_logits(tmp_path: Path) -> None:
     script = (
-        "import numpy as np; from model.e2m1_dot import supported_forms; from tests.decoding.test_engine import *\n"
+        "import numpy as np; from model.kernels.e2m1 import supported_forms; from tests.decoding.test_engine import *\n"
         "assert supported_forms() == [''], supported_forms()\n"
         "for form in ('int8', 'nvfp4'):\n"
         "    model, ids = model_in(form), ids_of(20)\n"

@@ -1,6 +1,8 @@
 """Exports read back by others: transformers on the folder, gguf's reader and transformers on the GGUF file."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,14 @@ import torch
 from gguf import GGMLQuantizationType
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from flows.cli.main import main
 from model.network.shape import RopeScaling
-from model.quantization.formats import dequantize
 from model.quantization.packed import packed_layers
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, build
-from tasks.models.export import GGUFWeights, check_transformers, export_gguf
+from tasks.models.export import check_transformers, export_gguf, export_hf
+from tasks.models.folder import load_quantized
 from tasks.models.quantize import QuantizeConfig, quantize
-from tasks.models.quantized_files import load_quantized
 from tests.helpers.inference import make_model, make_scored_tokens, random_model
 from tests.helpers.training import make_tokenizer
 
@@ -119,9 +121,7 @@ def test_the_tokenizer_comes_back_whole(tmp_path: Path, tokenizer: Artifact) -> 
 
 
 @pytest.mark.parametrize(("weights", "tolerance"), [("f16", 1e-3), ("bf16", 1e-2), ("q8_0", 2e-2)])
-def test_converted_weights_are_near(
-    tmp_path: Path, tokenizer: Artifact, weights: GGUFWeights, tolerance: float
-) -> None:
+def test_converted_weights_are_near(tmp_path: Path, tokenizer: Artifact, weights: str, tolerance: float) -> None:
     model = random_model()
     export_gguf(make_model(tmp_path / "model", model, tokenizer).path, tmp_path / "model.gguf", weights)
     tensors = tensors_of(tmp_path / "model.gguf")
@@ -154,7 +154,7 @@ def test_nvfp4_codes_go_over_as_they_are(
         found = gguf.dequantize(tensor.data, tensor.tensor_type) * scale
         if heads and family == "llama":  # llama.cpp's order of rows back to transformers'
             found = found.reshape(heads, len(found) // heads // 2, 2, -1).swapaxes(1, 2).reshape(found.shape)
-        np.testing.assert_array_equal(found, dequantize(layers[f"model.layers.1.{ours}"].quantized).numpy())
+        np.testing.assert_array_equal(found, layers[f"model.layers.1.{ours}"].quantized.dequantize().numpy())
     assert tensors["token_embd.weight"].tensor_type == GGMLQuantizationType.Q8_0
 
 
@@ -194,6 +194,102 @@ def test_what_cannot_be_exported_is_refused(tmp_path: Path, tokenizer: Artifact)
     odd = saved(tmp_path / "odd", tokenizer, intermediate_size=72).path
     with pytest.raises(ValueError, match="down_proj has 72 inputs, but q8_0 needs a multiple of 32"):
         export_gguf(odd, tmp_path / "odd.gguf", "q8_0")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory, tokenizer: Artifact) -> Artifact:
+    """A model in NVFP4."""
+    folder = tmp_path_factory.mktemp("small")
+    tokens = make_scored_tokens(folder / "tokens", tokenizer)
+    inputs = {"model": saved(folder / "model", tokenizer), "calibration": tokens}
+    return build(quantize, QuantizeConfig(format="nvfp4", method="nearest"), inputs, Execution(home=folder / "home"))
+
+
+def test_a_quantized_folder_is_not_copied_for_transformers(tmp_path: Path, small: Artifact) -> None:
+    with pytest.raises(
+        ValueError, match=r"quantized model \(weights in int8, nvfp4\), which transformers does not read"
+    ) as e:
+        export_hf(small.path, tmp_path / "model", MESSAGES)
+    assert "--model" in str(e.value) and "--format nvfp4" in str(e.value) and "q8_0" in str(e.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_says_so_in_a_paragraph(
+    tmp_path: Path, small: Artifact, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--home", str(tmp_path / "home"), "--model", str(small.path), "--output", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", "--format", "hf", *arguments])
+    shown = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "which transformers does not read" in " ".join((shown.out + shown.err).split())
+    assert "Traceback" not in shown.out + shown.err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit) as stopped:
+        main(["export", "--format", "q8_0", *arguments])
+    assert stopped.value.code == 0
+    assert tensors_of(tmp_path / "out")["blk.0.ffn_up.weight"].tensor_type == GGMLQuantizationType.Q8_0
+
+
+def test_a_folder_goes_over_whole(tmp_path: Path, tokenizer: Artifact) -> None:
+    folder = saved(tmp_path / "model", tokenizer).path
+    found = export_hf(folder, tmp_path / "copy", MESSAGES)
+    assert found.greedy_equal
+    assert {p.name: p.read_bytes() for p in (tmp_path / "copy").iterdir()} == {
+        p.name: p.read_bytes() for p in folder.iterdir()
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"model", "copy"}
+
+
+def test_what_is_there_is_kept_and_what_fails_leaves_nothing(tmp_path: Path, tokenizer: Artifact) -> None:
+    folder, out = saved(tmp_path / "model", tokenizer).path, tmp_path / "out"
+    out.mkdir()
+    (out / "there").write_text("mine")
+    for export in (
+        lambda target: export_gguf(folder, target, "f16"),
+        lambda target: export_hf(folder, target, MESSAGES),
+    ):
+        with pytest.raises(ValueError, match="there exists already"):
+            export(out / "there")
+        with pytest.raises(ValueError, match=r"nowhere is not a folder that model could be written to"):
+            export(out / "nowhere" / "model")
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    with pytest.raises(ValueError, match="transformers renders"):
+        export_hf(folder, out / "model", MESSAGES)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match=r"holds no chat_template.jinja"):
+        export_gguf(folder, out / "model.gguf", "f16")
+    assert {path.name: path.read_text() for path in out.iterdir()} == {"there": "mine"}
+
+
+KILLED_WHILE_WRITING = """
+import os, sys, gguf
+from pathlib import Path
+from tasks.models.export import export_gguf
+gguf.GGUFWriter.write_tensors_to_file = lambda writer: os._exit(9)  # the disk has the beginning of the file
+export_gguf(Path(sys.argv[1]), Path(sys.argv[2]), "f16")
+"""
+
+
+def test_a_file_is_whole_or_absent(tmp_path: Path, tokenizer: Artifact) -> None:
+    folder, target = saved(tmp_path / "model", tokenizer).path, tmp_path / "model.gguf"
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", KILLED_WHILE_WRITING, str(folder), str(target)]
+    assert subprocess.run(command, cwd=root, timeout=300).returncode == 9
+    assert not target.exists()
+    export_gguf(folder, target, "f16")
+    assert len(tensors_of(target)) == 2 * 11 + 3
+
+
+def test_a_narrow_matrix_keeps_no_codes(tmp_path: Path, tokenizer: Artifact) -> None:
+    model = saved(tmp_path / "model", tokenizer, intermediate_size=96)
+    inputs = {"model": model, "calibration": make_scored_tokens(tmp_path / "tokens", tokenizer)}
+    config, execution = QuantizeConfig(format="nvfp4", method="nearest"), Execution(home=tmp_path / "home")
+    small = build(quantize, config, inputs, execution)
+    with pytest.raises(ValueError, match="down_proj has 96 inputs, but nvfp4 needs a multiple of 64"):
+        export_gguf(small.path, tmp_path / "model.gguf", "nvfp4")
+    with pytest.raises(ValueError, match="GGUF weights are 'int8', one of f32, f16, bf16, q8_0, nvfp4 was expected"):
+        export_gguf(small.path, tmp_path / "model.gguf", "int8")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,20 +1,21 @@
 """The quantize stage: packed for real, loaded as packed, near the original, the same bytes whatever the threads."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
-from model.quantization.formats import dequantize
-from model.quantization.packed import PackedEmbedding, PackedLinear, packed_layers
+from model.decoding.engine import Engine
+from model.quantization.formats import FORMATS
+from model.quantization.packed import PackedEmbedding, PackedLinear, packed_layers, replace_weights
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, build, obtain
-from tasks.models.folder import load_model
+from tasks.models.folder import PACKED_FILE, is_quantized, load_any_model, load_model, load_quantized
 from tasks.models.quantize import QuantizeConfig, quantize
-from tasks.models.quantized_files import WEIGHTS_FILE, is_quantized, load_any_model, load_quantized
 from tasks.tokens.contract import check_contract
 from tests.helpers.inference import World, make_model, make_world, random_model
 
@@ -65,7 +66,7 @@ def test_weights_are_packed_on_disk_and_in_memory(world: World, execution: Execu
     for weight_format, per_weight in (("int8", 1.0), ("nvfp4", 0.5 + 1 / 16)):
         found = quantized(world, execution, format=weight_format)
         expected = ends + layers * per_weight
-        size = (found.path / WEIGHTS_FILE).stat().st_size
+        size = (found.path / PACKED_FILE).stat().st_size
         assert expected < size < expected * 1.1 + 20_000  # row scales, norms, names
         model = load_quantized(found.path)
         assert len(packed_layers(model)) == 2 * 7 + 2
@@ -90,13 +91,13 @@ def test_the_folder_holds_what_inference_needs(world: World, execution: Executio
 def test_loading_gives_the_weights_that_were_stored(world: World, execution: Execution) -> None:
     found = quantized(world, execution, format="nvfp4", method="nearest")
     layer = packed_layers(load_quantized(found.path))["model.layers.1.mlp.down_proj"]
-    stored = load_file(found.path / WEIGHTS_FILE)
+    stored = load_file(found.path / PACKED_FILE)
     codes = stored["model.layers.1.mlp.down_proj.codes"].numpy()
     levels = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
     by_hand = np.stack([levels[codes & 15], levels[codes >> 4]], -1).reshape(len(codes), -1)
     scales = stored["model.layers.1.mlp.down_proj.scales"].view(torch.float8_e4m3fn).double().numpy()
     by_hand *= np.repeat(scales, 16, axis=1) * float(stored["model.layers.1.mlp.down_proj.global_scale"])
-    np.testing.assert_array_equal(dequantize(layer.quantized).numpy(), by_hand)
+    np.testing.assert_array_equal(layer.quantized.dequantize().numpy(), by_hand)
 
 
 def test_same_bytes_again_and_with_more_threads(world: World, tmp_path: Path) -> None:
@@ -110,7 +111,7 @@ def test_metrics_say_how_much_was_saved(world: World, execution: Execution) -> N
     config = QuantizeConfig(format="nvfp4", **SMALL)
     outcome = obtain(quantize, config, {"model": world.model, "calibration": world.tokens}, execution)
     assert outcome.manifest.metrics["calibration_tokens"] == 2048
-    assert outcome.manifest.metrics["size_bytes"] == (outcome.artifact.path / WEIGHTS_FILE).stat().st_size
+    assert outcome.manifest.metrics["size_bytes"] == (outcome.artifact.path / PACKED_FILE).stat().st_size
     assert 3 < outcome.manifest.metrics["size_ratio"] < 8
 
 
@@ -130,7 +131,7 @@ def test_tied_embeddings_are_stored_once(world: World, execution: Execution, tmp
     found = build(
         quantize, QuantizeConfig(format="int8", **SMALL), {"model": tied, "calibration": world.tokens}, execution
     )
-    assert not [name for name in load_file(found.path / WEIGHTS_FILE) if "lm_head" in name]
+    assert not [name for name in load_file(found.path / PACKED_FILE) if "lm_head" in name]
     assert divergence(tied.path, found.path, world.tokens.path) < 1e-2
 
 
@@ -145,12 +146,91 @@ def test_tokens_of_another_tokenizer_are_refused(world: World, execution: Execut
         build(quantize, QuantizeConfig(), {"model": world.model, "calibration": Artifact("0" * 64, other)}, execution)
 
 
-def test_a_damaged_folder_is_refused(world: World, execution: Execution, tmp_path: Path) -> None:
-    found = quantized(world, execution, format="int8")
-    for path in found.path.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    description = json.loads((tmp_path / "quantization.json").read_bytes())
-    description["formats"]["model.layers.7.mlp.up_proj"] = "int8"
-    (tmp_path / "quantization.json").write_text(json.dumps(description))
-    with pytest.raises(ValueError, match=r"has no tensor 'model\.layers\.7\.mlp\.up_proj\.codes'"):
-        load_quantized(tmp_path)
+def copied(source: Path, target: Path) -> Path:
+    for path in source.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def with_format(folder: Path, matrix: str, weight_format: str) -> None:
+    """Have `quantization.json` say that a matrix is in another format."""
+    description = json.loads((folder / "quantization.json").read_bytes())
+    description["formats"][matrix] = weight_format
+    (folder / "quantization.json").write_text(json.dumps(description))
+
+
+def with_tensor(folder: Path, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Change one stored tensor."""
+    tensors = load_file(folder / PACKED_FILE)
+    save_file(tensors | {name: change(tensors[name]).contiguous()}, folder / PACKED_FILE)
+
+
+UP = "model.layers.1.mlp.up_proj"
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "a matrix too many": (
+        lambda folder: with_format(folder, "model.layers.7.mlp.up_proj", "int8"),
+        r"has no tensor 'model\.layers\.7\.mlp\.up_proj\.codes'",
+    ),
+    "a format to come": (
+        lambda folder: with_format(folder, UP, "int3"),
+        r"quantization.json: .*up_proj is in the format 'int3'; this version reads int8, nvfp4",
+    ),
+    "another format than the codes": (lambda folder: with_format(folder, UP, "nvfp4"), r"has no tensor .*global_scale"),
+    "codes of another matrix": (
+        lambda folder: with_tensor(folder, f"{UP}.codes", lambda codes: codes[:, :32]),
+        r"codes is \(128, 32\) of torch.int8, but int8 stores a matrix \(128, 64\) as \(128, 64\) of torch.int8",
+    ),
+    "scales of another kind": (
+        lambda folder: with_tensor(folder, f"{UP}.scales", torch.Tensor.half),
+        r"up_proj.scales is \(128,\) of torch.float16, but int8 stores .* of torch.float32",
+    ),
+    "no description of the formats": (
+        lambda folder: (folder / "quantization.json").write_text("{}"),
+        "quantization.json: formats is None",
+    ),
+    "a description cut short": (
+        lambda folder: (folder / "quantization.json").write_text('{"formats": {'),
+        "quantization.json is not JSON",
+    ),
+    "a file cut short": (
+        lambda folder: (folder / PACKED_FILE).write_bytes((folder / PACKED_FILE).read_bytes()[:-9]),
+        rf"{PACKED_FILE} \(\d+ bytes\) is no whole safetensors file",
+    ),
+    "no weights": (lambda folder: (folder / PACKED_FILE).unlink(), f"holds no {PACKED_FILE}"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_folder_is_refused(world: World, execution: Execution, tmp_path: Path, damage: str) -> None:
+    folder = copied(quantized(world, execution, format="int8", method="nearest").path, tmp_path)
+    inflict, message = DAMAGES[damage]
+    inflict(folder)
+    with pytest.raises(ValueError, match=message) as caught:
+        load_quantized(folder)
+    assert str(folder) in str(caught.value)
+
+
+def test_a_norm_that_is_said_to_be_packed_is_refused(world: World, execution: Execution, tmp_path: Path) -> None:
+    folder = copied(quantized(world, execution, format="int8", method="nearest").path, tmp_path)
+    tensors = load_file(folder / PACKED_FILE)
+    norm = {"model.norm.codes": torch.ones(64, 1, dtype=torch.int8), "model.norm.scales": torch.ones(64)}
+    save_file(tensors | norm, folder / PACKED_FILE)
+    with_format(folder, "model.norm", "int8")
+    with pytest.raises(ValueError, match="the model has no matrix 'model.norm' to be packed"):
+        load_quantized(folder)
+
+
+def test_a_quantized_model_is_no_full_one(world: World, execution: Execution) -> None:
+    found = quantized(world, execution, format="int8", method="nearest")
+    with pytest.raises(ValueError, match="holds a quantized model .* but weights in full are needed here"):
+        load_model(found.path)
+
+
+def test_layers_of_different_formats_are_refused_by_the_engine(world: World, execution: Execution) -> None:
+    model = load_quantized(quantized(world, execution, format="nvfp4", method="nearest").path)
+    layer = packed_layers(model)[UP]
+    replace_weights(model, {UP: FORMATS["int8"].nearest(layer.weight)})
+    with pytest.raises(
+        ValueError, match=r"found layers\.1\.mlp\.gate_proj as NVFP4Matrix, layers\.1\.mlp\.up_proj as Int8"
+    ):
+        Engine(model)
