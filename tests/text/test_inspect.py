@@ -107,7 +107,8 @@ def test_what_if_keeps_nobody_who_would_be_dropped_for_personal_data(
     without_pii: tuple[Artifact, Artifact, FilterConfig], tmp_path: Path
 ) -> None:
     documents, judged, cfg = without_pii
-    looser = cfg.model_copy(update={"min_characters": 0, "min_words": 0, "min_stop_words": 0, "max_symbol_share": 1.0})
+    off = {"min_characters": 0, "min_words": 0, "min_stop_words": 0, "max_top_word_share": 1.0}
+    looser = cfg.model_copy(update=off)
     rerun = build(filter, looser, {"documents": documents}, Execution(home=tmp_path / "home", workers=1))
     assert reasons(rerun) == ["pii", "pii", ""]
     answer = what_if(documents, judged, cfg, looser)

@@ -57,7 +57,7 @@ def test_special_ids_are_the_last(tokenizer: Tokenizer) -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.text())
+@given(st.text().filter(lambda text: not any(token in text for token in SPECIAL_TOKENS)))  # theirs cuts those out
 def test_round_trip_and_equality_with_tokenizers(folder: Path, tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
