@@ -19,7 +19,10 @@ def arrange_form(schema: dict[str, Any]) -> None:
 
 
 class Execution(BaseModel):
-    """Where and how fast; two runs that differ only here give the same bytes."""
+    """Where and how fast; runs that differ only here give the same bytes, in training but for rounding.
+
+    Which rounding depends on what, and on which processors, is in docs/training.md.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
@@ -29,7 +32,7 @@ class Execution(BaseModel):
     workers: int = Field(
         os.cpu_count() or 1, ge=1, le=1024, description="Worker processes that share the shards of a data stage."
     )
-    threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="Threads of one training process.")
+    threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="Threads of one training process; kept in the manifest, for verify.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of training and evaluation.")
     processes: int = Field(1, ge=1, le=65536, description="Training processes, one per GPU, over all nodes.")
     strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(

@@ -120,7 +120,7 @@ class Runner(Protocol):
 
 
 class StageRun:
-    """What a stage is given to work with. Nothing in it may change the bytes that the stage writes."""
+    """What a stage is given to work with. Nothing in it may change the bytes that the stage writes, but by rounding."""
 
     def __init__(self, scratch: Path, execution: Execution, store: Store, observer: Observer) -> None:
         self.scratch = scratch
