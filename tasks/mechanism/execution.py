@@ -32,7 +32,12 @@ class Execution(BaseModel):
     workers: int = Field(
         os.cpu_count() or 1, ge=1, le=1024, description="Worker processes that share the shards of a data stage."
     )
-    threads: int = Field(os.cpu_count() or 1, ge=1, le=1024, description="Threads of one training process; kept in the manifest, for verify.")
+    threads: int = Field(
+        os.cpu_count() or 1,
+        ge=1,
+        le=1024,
+        description="Threads of one training process; kept in the manifest, for verify.",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="Device of training and evaluation.")
     processes: int = Field(1, ge=1, le=65536, description="Training processes, one per GPU, over all nodes.")
     strategy: Literal["ddp", "fsdp2", "deepspeed"] = Field(
