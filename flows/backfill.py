@@ -37,7 +37,7 @@ def backfill(
         recipe: What to build. The corpus has a date in its address, such as crawl/{date}.
         dates: Which dates to take in, and how many at a time.
         watch: What to do about each date's new text.
-        execution: Where and how fast. Nothing here changes a result.
+        execution: Where and how fast. Nothing here changes a result, but for rounding in training.
     """
     logger = get_run_logger()
     store = Store(execution.home)
@@ -78,7 +78,7 @@ def take_in(recipe: Recipe, last: date, watch: WatchConfig, execution: Execution
         recipe: What to build; its corpus has all dates that the backfill takes in.
         last: The date to take in, with those before it that are not in yet.
         watch: What to do about new text.
-        execution: Where and how fast. Nothing here changes a result.
+        execution: Where and how fast. Nothing here changes a result, but for rounding in training.
     """
     store = Store(execution.home)
     with store.lock("watch", recipe.name):  # a schedule may have taken in more while we waited

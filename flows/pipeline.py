@@ -45,7 +45,7 @@ def bessemer(recipe: Recipe = Recipe(), execution: Execution = Execution()) -> R
 
     Args:
         recipe: What to build, a section per stage. Equal recipes on equal content give equal models.
-        execution: Where and how fast. Nothing here changes a result.
+        execution: Where and how fast. Nothing here changes a result, but for rounding in training.
     """
     tracker = open_tracker(execution, report_files)
     start = describe_start(Store(execution.home), recipe)

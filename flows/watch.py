@@ -39,7 +39,7 @@ def ingest(
     Args:
         recipe: What to build and where its text comes from.
         watch: What to do about new text.
-        execution: Where and how fast. Nothing here changes a result.
+        execution: Where and how fast. Nothing here changes a result, but for rounding in training.
     """
     with Store(execution.home).lock("watch", recipe.name):  # a run that overlaps waits, and then finds nothing new
         return as_state(recipe, look(recipe, watch, execution))

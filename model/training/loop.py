@@ -22,7 +22,7 @@ from model.training.optim import learning_rate_factor, set_learning_rates
 from model.training.parallel import Parallel
 from model.training.settings import LoopSettings, ScheduleSettings
 
-HISTORY = 64  # steps whose median loss is the usual one
+HISTORY = 64  # steps whose median loss is the usual one: a median, so that single outliers leave it as it is
 HISTORY_MINIMUM = 16  # before that, nothing is known of what is usual
 DIVERGENCES_IN_A_ROW = 3
 AVERAGE_EVERY = 10  # steps; gathering sharded weights costs as much as a step

@@ -51,6 +51,7 @@ class ZeroProcesses(Passes):
         if device.type == "cpu":
             # Otherwise it compiles an all-reduce for inference at its first start, and fails without a compiler.
             deepspeed.ops.__compatible_ops__ = {}
+        # Takes over the group that place() has joined, if there is one.
         deepspeed.init_distributed(dist_backend="gloo" if device.type == "cpu" else "nccl")
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         check_processes(placement, self.world)
@@ -142,8 +143,8 @@ def _engine_config(precision: Precision, max_grad_norm: float) -> dict[str, Any]
         "train_micro_batch_size_per_gpu": 1,  # the loop cuts batches itself
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
-        "zero_optimization": {"stage": 3},
+        "zero_optimization": {"stage": 3},  # parameters too, not only optimizer state (1) and gradients (2)
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": precision == "bf16"},
-        "steps_per_print": 10**12,
+        "steps_per_print": 10**12,  # never: the loop reports
     }

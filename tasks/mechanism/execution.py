@@ -12,7 +12,10 @@ NO_TRACKING = "none"
 
 
 class Execution(BaseModel):
-    """Where and how fast; two runs that differ only here give the same bytes."""
+    """Where and how fast; runs that differ only here give the same bytes, in training but for rounding.
+
+    Which rounding depends on what, and on which processors, is in docs/training.md.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra=arrange_form)
 
@@ -23,7 +26,10 @@ class Execution(BaseModel):
         os.cpu_count() or 1, ge=1, le=1024, description="Worker processes over which a data stage's shards are mapped."
     )
     threads: int = Field(
-        os.cpu_count() or 1, ge=1, le=1024, description="Threads within one training process (intra-op parallelism)."
+        os.cpu_count() or 1,
+        ge=1,
+        le=1024,
+        description="Threads within one training process (intra-op parallelism); kept in the manifest, for verify.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Device of training and evaluation; auto: CUDA if there is one."

@@ -94,7 +94,7 @@ class Runner(Protocol):
 
 
 class StageRun:
-    """What a stage is given to work with. Nothing in it may change the bytes that the stage writes."""
+    """What a stage is given to work with. Nothing in it may change the bytes that the stage writes, but by rounding."""
 
     def __init__(self, scratch: Path, execution: Execution, store: Store, observer: Reporter) -> None:
         self.scratch = scratch

@@ -26,7 +26,7 @@ from tasks.mechanism.observe import EVENTS_FILE, ChildRun, EventReader, Relay, T
 from tasks.mechanism.stage import StageConfig
 from tasks.mechanism.store import Artifact, write_atomically
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.2  # of reports; a step takes longer
 STOP_SECONDS = 10.0  # between asking the children to stop and killing them
 LOG_TAIL_LINES = 25
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"  # the interface's name
@@ -85,7 +85,7 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             env={**os.environ, **child_settings(run.execution), **_meeting_place(run.execution, scratch)},
-            start_new_session=True,
+            start_new_session=True,  # a process group of its own, for stop_group
             preexec_fn=die_with_parent,
         )
         try:
