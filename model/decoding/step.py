@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from model.kernels.e2m1 import dot_nvfp4
 from model.kernels.jit import fast_helper, fast_kernel, overload
-from model.kernels.rows import LOG2E, exp2, sigmoid
+from model.kernels.scalars import LOG2E, exp2, sigmoid
 
 F32 = np.float32
 Floats = NDArray[np.float32]

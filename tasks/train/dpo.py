@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from model.network.shape import OptimizerName
+from model.training.preference import PREFERENCE_LOSSES, SMOOTHED_LOSSES
 from tasks.chats.encode import EncodedPairs, encode_pairs, read_pairs
 from tasks.mechanism.launch.processes import launch
 from tasks.mechanism.observe import TrainingRun
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from model.training.data import Ints, PairBatches, Sequences
+    from model.training.data import Ints
+    from model.training.packing import PairBatches, Sequences
     from model.training.parallel import Parallel
 
     Floats = NDArray[np.float32]
+    LossName = str
+else:
+    LossName = Literal[tuple(PREFERENCE_LOSSES)]  # one list: a new loss is a new value here
 
 
 class DpoConfig(TrainingConfig):
@@ -44,21 +49,8 @@ class DpoConfig(TrainingConfig):
     embedding_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the input embedding.")
     head_learning_rate: float = Field(5e-5, gt=0, le=10, description="Peak learning rate of the output matrix.")
     schedule: Literal["wsd", "cosine", "linear"] = Field("linear", description="Course of the learning rate.")
-    beta: float = Field(0.1, gt=0, le=10, description="How dear distance from the reference is.")
-    loss_type: Literal[
-        "sigmoid",
-        "hinge",
-        "ipo",
-        "robust",
-        "exo_pair",
-        "nca_pair",
-        "bco_pair",
-        "sppo_hard",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "sigmoid_norm",
-    ] = Field("sigmoid", description="The loss, by the name that TRL gives it.")
+    beta: float = Field(0.1, gt=0, le=10, description="Strength of the KL penalty towards the reference.")
+    loss_type: LossName = Field("sigmoid", description="The loss, by the name that TRL gives it.")
     label_smoothing: float = Field(
         0.0,
         ge=0,
@@ -74,7 +66,7 @@ class DpoConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _smoothing_has_its_loss(self) -> "DpoConfig":
-        if self.label_smoothing and self.loss_type not in ("robust", "exo_pair"):
+        if self.label_smoothing and self.loss_type not in SMOOTHED_LOSSES:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing:g}, but the loss '{self.loss_type}' takes none: set it "
                 "to 0, or loss_type to 'robust' or 'exo_pair'"
@@ -126,7 +118,7 @@ def _with_reference(
     """Batches that know the reference's log-probabilities of `items`; what an interrupted run computed is used."""
     import numpy as np
 
-    from model.training.data import PairBatches
+    from model.training.packing import PairBatches
 
     path = run.scratch / f"reference_{name}.npy"
     pairs_at_once = max(1, run.execution.micro_batch_tokens // (2 * cfg.sequence_length))

@@ -18,7 +18,7 @@ from model.network.shape import RopeScaling
 from model.network.transformer import Transformer
 from model.quantization.calibrate import quantize_to_nearest
 from model.quantization.formats import NVFP4Weight, dequantize, quantize_nearest
-from model.quantization.packed import PackedLinear
+from model.quantization.packed import PackedProjection
 from tests.helpers.inference import random_model
 
 FORMATS = ("f32", "int8", "nvfp4")
@@ -93,7 +93,7 @@ def test_decoder_for_a_cpu_is_the_engine() -> None:
 def test_a_foreign_scale_is_refused() -> None:
     model = model_in("nvfp4")
     layer = model.model.layers[0].mlp.down_proj
-    assert isinstance(layer, PackedLinear)
+    assert isinstance(layer, PackedProjection)
     layer.scales[0, 0] = 3  # a subnormal E4M3
     with pytest.raises(ValueError, match=r"below 2\^-6"):
         Engine(model)
@@ -135,7 +135,7 @@ def test_every_code_and_scale_is_read_right() -> None:
 @pytest.mark.slow
 def test_a_machine_without_avx_gives_the_same_logits(tmp_path: Path) -> None:
     script = (
-        "import numpy as np; from model.e2m1_dot import supported_forms; from tests.decoding.test_engine import *\n"
+        "import numpy as np; from model.kernels.e2m1 import supported_forms; from tests.decoding.test_engine import *\n"
         "assert supported_forms() == [''], supported_forms()\n"
         "for form in ('int8', 'nvfp4'):\n"
         "    model, ids = model_in(form), ids_of(20)\n"

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from model.quantization.formats import dequantize
-from model.quantization.packed import PackedEmbedding, PackedLinear, packed_layers
+from model.quantization.packed import PackedEmbedding, PackedProjection, packed_layers
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, build, obtain
 from tasks.models.folder import load_model
@@ -70,7 +70,7 @@ def test_weights_are_packed_on_disk_and_in_memory(world: World, execution: Execu
         model = load_quantized(found.path)
         assert len(packed_layers(model)) == 2 * 7 + 2
         assert isinstance(model.model.embed_tokens, PackedEmbedding)
-        assert isinstance(model.lm_head, PackedLinear)
+        assert isinstance(model.lm_head, PackedProjection)
         held = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         assert held < size
 

@@ -25,7 +25,7 @@ from model.quantization.formats import (
     unpack_nibbles,
 )
 from model.quantization.gptq import quantize_gptq
-from model.quantization.packed import PackedEmbedding, PackedLinear
+from model.quantization.packed import PackedEmbedding, PackedProjection
 from tasks.models.export import nvfp4_blocks
 
 
@@ -192,7 +192,7 @@ def test_gptq_bears_inputs_that_never_fire(weight_format: str) -> None:
 def test_packed_layers_compute_with_the_dequantized_weights(weight_format: str) -> None:
     weight = matrix(64, 96)
     found = quantize_nearest(weight, weight_format)
-    linear, embedding = PackedLinear(found), PackedEmbedding(found)
+    linear, embedding = PackedProjection(found), PackedEmbedding(found)
     x, ids = torch.randn(5, 96), torch.tensor([[0, 3], [63, 3]])
     assert torch.equal(linear(x), x @ dequantize(found).T)
     assert torch.equal(embedding(ids), dequantize(found)[ids])

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.training.data import PairBatches
 from model.training.objectives import Preference
 from model.training.optim import OptimizerSettings
+from model.training.packing import PairBatches
 from model.training.parallel import Placement, place
 from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution
