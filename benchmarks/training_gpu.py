@@ -15,10 +15,11 @@ from statistics import median
 import torch
 from torch import Tensor
 
+from benchmarks.memory import Layers, TrainingShape, memory_forecast
 from benchmarks.peers.llama_trainer import LlamaTrainer
 from benchmarks.report import Figure, conclude
 from flows.recipe import load_plan
-from model.network.flops import Layers, TrainingShape, flops_per_token, memory_forecast, num_parameters
+from model.network.flops import flops_per_token, num_parameters
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from model.training.compile import compile_layers

@@ -11,18 +11,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
-from torch import Tensor
 
-from model.network.attention import attention
-from model.network.rope import rotation
-from model.network.transformer import Block, Transformer
+from model.network.past import Past
+from model.network.transformer import Transformer
 from model.vocabulary.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
-
-_FIRST_CAPACITY = 256  # positions a fresh cache holds; it doubles when full
 
 
 class Decoder(Protocol):
@@ -44,16 +39,13 @@ class Decoder(Protocol):
 
 
 class TorchDecoder:
-    """A `Transformer` with a key-value cache, one sequence."""
+    """A `Transformer` that remembers keys and values, one sequence."""
 
     def __init__(self, model: Transformer) -> None:
         self.model = model.eval()
         self.context_length = model.config.context_length
         self.tokens: list[int] = []
-        config = model.config
-        shape = (config.num_layers, 2, 1, config.num_kv_heads, _FIRST_CAPACITY, config.head_dim)
-        weight = model.model.norm.weight
-        self._cache = torch.empty(shape, dtype=weight.dtype, device=weight.device)
+        self._past = [Past(self.context_length) for _ in model.model.layers]
 
     def truncate(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
@@ -63,33 +55,12 @@ class TorchDecoder:
     def append(self, ids: Sequence[int]) -> Floats:
         """Read more tokens; the logits of the token after them: (vocab,)."""
         check_room(self, len(ids))
-        past = len(self.tokens)
-        self._reserve(past + len(ids))
-        device = self._cache.device
-        positions = torch.arange(past, past + len(ids), device=device)[None]
-        config, decoder = self.model.config, self.model.model
-        x = decoder.embed_tokens(torch.tensor([list(ids)], device=device))
-        turn = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling, x.dtype)
-        branch: Tensor | None = None
-        for layer, cache in zip(decoder.layers, self._cache):
-            assert isinstance(layer, Block)
-            x, normed = layer.input_layernorm.add(x, branch)
-            q, k, v = layer.self_attn._heads(normed, turn)
-            cache[0, :, :, past : past + len(ids)], cache[1, :, :, past : past + len(ids)] = k, v
-            keys, values = cache[:, :, :, : past + len(ids)]
-            mixed = attention(q, keys, values)
-            x, normed = layer.post_attention_layernorm.add(x, layer.self_attn.o_proj(mixed.transpose(1, 2).flatten(2)))
-            branch = layer.mlp(normed)
-        last = decoder.norm.add(x, branch)[1][0, -1]
+        for past in self._past:  # also of what a call that was interrupted has left
+            past.truncate(len(self.tokens))
+        input_ids = torch.tensor([list(ids)], device=self.model.model.norm.weight.device)
+        last = self.model.hidden(input_ids, past=self._past)[0, -1]
         self.tokens += ids
-        return F.linear(last, self.model.head_weight).float().cpu().numpy()
-
-    def _reserve(self, length: int) -> None:
-        capacity = self._cache.shape[4]
-        if length <= capacity:
-            return
-        grown = min(max(length, 2 * capacity), self.context_length)
-        self._cache = F.pad(self._cache, (0, 0, 0, grown - capacity))
+        return self.model.logits(last).float().cpu().numpy()
 
 
 def check_room(decoder: Decoder, more: int) -> None:

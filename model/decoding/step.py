@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from model.kernels.jit import fast_helper, fast_kernel
 from model.kernels.matvec import StepMatrix, multiply, read_row
-from model.kernels.rows import LOG2E, exp2, sigmoid
+from model.kernels.scalars import LOG2E, exp2, sigmoid
 
 F32 = np.float32
 Floats = NDArray[np.float32]

@@ -6,86 +6,18 @@ has kernels on a GPU too.
 """
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import lru_cache
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from model.kernels import rows as kernels
-from model.kernels.jit import COMPILED
+from model.kernels import rows as row_kernels
+from model.kernels.dispatch import bits, compiled_for, spread
 
-Fusion = Literal["auto", "off"]
-
-_selected: Fusion = "auto"  # a plain global: torch.compile can guard on it, not on a ContextVar
-_SMALLEST_PART = 64  # rows; below this a thread costs more than it brings
-
-
-@contextmanager
-def fusion(choice: Fusion) -> Iterator[None]:
-    """Switch the fused kernels `off`, or back to `auto`, inside the `with` block."""
-    global _selected
-    before, _selected = _selected, choice
-    try:
-        yield
-    finally:
-        _selected = before
-
-
-def applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether a layer should use the fused kernels: under bf16 autocast on a CPU, with fp32 master weights, and not
-    under torch.compile, which cannot look into them."""
-    return (
-        COMPILED
-        and not torch.compiler.is_compiling()
-        and x.device.type == "cpu"
-        and weight.dtype == torch.float32
-        and torch.is_autocast_enabled("cpu")
-        and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        and _selected == "auto"
-    )
-
-
-def has_kernels(device: torch.device) -> bool:
-    """Whether the compiled kernels are for this device, and not switched off."""
-    return COMPILED and device.type == "cpu" and _selected == "auto"
-
-
-def compiled_for(x: Tensor) -> bool:
-    """Whether the compiled kernels can work on the bits of `x`."""
-    return has_kernels(x.device) and x.dtype == torch.bfloat16
-
-
-def bits(x: Tensor) -> NDArray[Any]:
-    """The memory of a contiguous tensor as numpy, bf16 as uint16."""
-    assert x.is_contiguous()
-    return (x.detach().view(torch.uint16) if x.dtype == torch.bfloat16 else x.detach()).numpy()
-
-
-@lru_cache(maxsize=1)
-def _pool(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads)
-
-
-def spread(kernel: Callable[..., None], count: int, *arguments: Any, smallest: int = _SMALLEST_PART) -> None:
-    """Call kernel(*arguments, start, stop) over 0:count, in as many threads as torch uses."""
-    parts = min(torch.get_num_threads(), max(1, count // smallest))
-    if parts == 1:
-        kernel(*arguments, 0, count)
-        return
-    borders = [count * part // parts for part in range(parts + 1)]
-    others = [_pool(torch.get_num_threads()).submit(kernel, *arguments, *pair) for pair in pairwise(borders[1:])]
-    kernel(*arguments, 0, borders[1])
-    for other in others:
-        other.result()
-
-
+# Stand for an array that is not there: a kernel is compiled for arrays, not for None.
 _NO_FLOATS = np.empty((0, 0), np.float32)
 _NO_GAIN = np.empty(0, np.float32)
 _NO_BITS = np.empty((0, 0), np.uint16)
@@ -106,7 +38,7 @@ class _AddRMSNorm(torch.autograd.Function):
         inverse = torch.empty(len(rows))
         added = _NO_BITS if branch is None else bits(branch.contiguous().view(rows.shape))
         spread(
-            kernels.add_norm,
+            row_kernels.add_norm,
             len(rows),
             *(bits(rows), added, bits(weight), eps, bits(total), bits(normed), bits(inverse)),
         )
@@ -121,10 +53,10 @@ class _AddRMSNorm(torch.autograd.Function):
         shape = d_normed.shape
         d_x = torch.empty_like(total)
         d_branch = torch.empty_like(total, dtype=torch.bfloat16) if ctx.has_branch else None
-        groups = -(-len(total) // kernels.GROUP)
+        groups = -(-len(total) // row_kernels.GROUP)
         d_weight = torch.zeros(groups, total.shape[1])
         spread(
-            kernels.add_norm_backward,
+            row_kernels.add_norm_backward,
             groups,
             _NO_FLOATS if d_total is None else bits(d_total.contiguous().view(total.shape)),
             bits(d_normed.contiguous().view(total.shape)),
@@ -178,7 +110,7 @@ class _SwiGLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         rows = x.contiguous().view(-1, x.shape[-1])
         out = torch.empty(len(rows), x.shape[-1] // 2, dtype=x.dtype)
-        spread(kernels.swiglu, len(rows), bits(rows), bits(out))
+        spread(row_kernels.swiglu, len(rows), bits(rows), bits(out))
         ctx.save_for_backward(rows)
         ctx.shape = x.shape
         return out.view(*x.shape[:-1], -1)
@@ -188,7 +120,7 @@ class _SwiGLU(torch.autograd.Function):
         (rows,) = ctx.saved_tensors
         d_x = torch.empty_like(rows)
         d_out = grad.contiguous().view(len(rows), -1)
-        spread(kernels.swiglu_backward, len(rows), bits(d_out), bits(rows), bits(d_x))
+        spread(row_kernels.swiglu_backward, len(rows), bits(d_out), bits(rows), bits(d_x))
         return d_x.view(ctx.shape)
 
 
@@ -226,7 +158,7 @@ class _SplitHeads(torch.autograd.Function):
             out = torch.empty(batch, count, seq, dim, dtype=qkv.dtype)
             gain = _NO_GAIN if weight is None else bits(weight)
             spread(
-                kernels.rotate_heads,
+                row_kernels.rotate_heads,
                 len(rows),
                 *(bits(rows), offset * dim, gain, eps, bits(cos), bits(sin), bits(out)),
             )
@@ -243,13 +175,13 @@ class _SplitHeads(torch.autograd.Function):
         kv_heads = dk.shape[1]
         d_rows = torch.empty_like(rows)
         d_rows.view(batch, seq, -1, dim)[:, :, heads + kv_heads :] = dv.transpose(1, 2)
-        groups = -(-len(rows) // kernels.GROUP)
+        groups = -(-len(rows) // row_kernels.GROUP)
         d_weights: list[Tensor | None] = []
         for offset, weight, d in ((0, q_weight, dq), (heads, k_weight, dk)):
             d_weight = torch.zeros(groups, dim)
             gain = _NO_GAIN if weight is None else bits(weight)
             spread(
-                kernels.rotate_heads_backward,
+                row_kernels.rotate_heads_backward,
                 groups,
                 *(bits(d.contiguous()), bits(rows), offset * dim, gain, ctx.eps),
                 *(bits(cos), bits(sin), bits(d_rows), bits(d_weight)),
@@ -267,7 +199,7 @@ def log_sum_exp(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     if not compiled_for(logits):
         return _plain_log_sum_exp(logits, labels)
     norms, found = torch.empty(len(logits)), torch.empty(len(logits))
-    spread(kernels.log_sum_exp, len(logits), bits(logits), bits(labels), bits(norms), bits(found), smallest=16)
+    spread(row_kernels.log_sum_exp, len(logits), bits(logits), bits(labels), bits(norms), bits(found), smallest=16)
     return norms, found
 
 
@@ -280,7 +212,7 @@ def softmax_gradient(logits: Tensor, labels: Tensor, norms: Tensor, scale: Tenso
         d = logits.to(norms.dtype).sub(norms[:, None]).exp_().mul_((scale * shrink)[:, None])
         return d.scatter_add_(1, labels[:, None], -scale[:, None]).to(logits.dtype)
     rows = (bits(logits), bits(labels), bits(norms), bits(scale.contiguous()), bits(shrink))
-    spread(kernels.softmax_gradient, len(logits), *rows, smallest=16)
+    spread(row_kernels.softmax_gradient, len(logits), *rows, smallest=16)
     return logits
 
 
@@ -310,7 +242,7 @@ def masked_softmax(scores: Tensor, scale: float, begins: Tensor, ends: Tensor, h
     """
     if compiled_for(scores):
         rows = scores.view(-1, scores.shape[-1])
-        spread(kernels.masked_softmax, len(rows), bits(rows), scale, bits(begins), bits(ends), heads)
+        spread(row_kernels.masked_softmax, len(rows), bits(rows), scale, bits(begins), bits(ends), heads)
         return scores
     keys = torch.arange(scores.shape[-1], device=scores.device)
     hidden = (keys < begins[..., None]) | (keys >= ends[..., None])
@@ -322,6 +254,6 @@ def softmax_backward(d: Tensor, probabilities: Tensor, scale: float) -> Tensor:
     """scale * p * (d - sum(p * d)) by row, overwriting d: the gradient of `masked_softmax`."""
     if compiled_for(d):
         rows, p = d.view(-1, d.shape[-1]), probabilities.view(-1, d.shape[-1])
-        spread(kernels.softmax_backward, len(rows), bits(rows), bits(p), scale)
+        spread(row_kernels.softmax_backward, len(rows), bits(rows), bits(p), scale)
         return d
     return (d - (d * probabilities).sum(-1, keepdim=True)).mul_(probabilities).mul_(scale)

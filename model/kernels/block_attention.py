@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.kernels import autograd as fused
-from model.network.shape import QUERY_BLOCK
+from model.kernels.autograd import masked_softmax, softmax_backward
+
+QUERY_BLOCK = 128  # queries of one block
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class _BlockAttention(torch.autograd.Function):
             seen = slice(span.first, span.stop)
             scores = torch.bmm(_rows(q, span), k[:, seen].transpose(1, 2))
             begins, ends = _visible_keys(span, starts, q.device)
-            probabilities = fused.masked_softmax(scores, 1 / math.sqrt(dim), begins, ends, heads)
+            probabilities = masked_softmax(scores, 1 / math.sqrt(dim), begins, ends, heads)
             mixed = torch.bmm(probabilities, v[:, seen]).view(batch, heads, -1, dim)
             out[:, span.start : span.stop] = mixed.transpose(1, 2)
             kept.append(probabilities)
@@ -83,7 +84,7 @@ class _BlockAttention(torch.autograd.Function):
             rows, d_rows = _rows(q, span), _rows(by_group, span)
             dv[:, seen] += torch.bmm(probabilities.transpose(1, 2), d_rows)
             d_probabilities = torch.bmm(d_rows, v[:, seen].transpose(1, 2))
-            d_scores = fused.softmax_backward(d_probabilities, probabilities, 1 / math.sqrt(dim))
+            d_scores = softmax_backward(d_probabilities, probabilities, 1 / math.sqrt(dim))
             dq[:, :, span.start : span.stop] = torch.bmm(d_scores, k[:, seen]).view(*q.shape[:2], -1, dim)
             dk[:, seen] += torch.bmm(d_scores.transpose(1, 2), rows)
         batch, _, length, _ = grad.shape

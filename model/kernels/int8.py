@@ -8,19 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.kernels.jit import fast_helper, fast_kernel
-from model.kernels.rows import (
-    F32,
-    GROUP,
-    LOG2E,
-    Bits,
-    Floats,
-    Ints,
-    exp2,
-    narrow,
-    swiglu_backward_row,
-    swiglu_row,
-    widen,
-)
+from model.kernels.rows import GROUP, swiglu_backward_row, swiglu_row
+from model.kernels.scalars import F32, LOG2E, Bits, Floats, Ints, exp2, narrow, widen
 
 Bytes = NDArray[np.int8]
 Sums = NDArray[np.int32]
@@ -46,7 +35,7 @@ def magnitude(value: np.float32) -> np.int32:
 
 @fast_helper
 def ordered(bits: np.int32) -> np.int32:
-    """What `model.kernels.rows.ordered` is for bf16, for fp32."""
+    """What `model.kernels.scalars.ordered` is for bf16, for fp32."""
     return np.int32(bits ^ ((bits >> np.int32(31)) & np.int32(0x7FFFFFFF)))
 
 

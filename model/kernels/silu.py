@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels.autograd import spread
+from model.kernels.dispatch import spread
 
 BLOCK = 32768  # elements, at::internal::GRAIN_SIZE: torch gives no more than that to one thread undivided
 

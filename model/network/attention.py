@@ -4,7 +4,6 @@ On a CPU torch's own SDPA gains nothing from bf16, so there the default is ours:
 over the keys that a block can see, and a closed-form backward (2-3 times faster at 256-1024 tokens).
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,7 +18,7 @@ from model.kernels.block_attention import block_attention, document_starts
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
-AttentionName = Literal["auto", "plain", "sdpa", "blocks", "flex"]
+AttentionName = Literal["auto", "sdpa", "blocks", "flex"]
 AttentionKernel = Callable[[Tensor, Tensor, Tensor, Any], Tensor]
 
 _GPU_ORDER = [
@@ -96,17 +95,6 @@ def visible(queries: int, keys: int, document_ids: Tensor | None, device: torch.
     return mask & (positions >= document_starts(document_ids)[:, None, keys - queries :, None])
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None) -> Tensor:
-    """The formula itself, in at least fp32: the reference of the tests."""
-    wide = torch.promote_types(q.dtype, torch.float32)
-    repeats = q.shape[1] // k.shape[1]
-    k_wide, v_wide = (x.to(wide).repeat_interleave(repeats, dim=1) for x in (k, v))
-    with torch.autocast(q.device.type, enabled=False):
-        scores = q.to(wide) @ k_wide.transpose(-1, -2) / math.sqrt(q.shape[-1])
-        mask = visible(q.shape[2], k.shape[2], document_ids, q.device)
-        return (scores.masked_fill(~mask, -math.inf).softmax(-1) @ v_wide).to(q.dtype)
-
-
 def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: Tensor | None) -> Tensor:
     """torch's scaled_dot_product_attention."""
     grouped = q.shape[1] != k.shape[1]
@@ -130,7 +118,6 @@ def flex_attention(q: Tensor, k: Tensor, v: Tensor, document_ids: "Tensor | Bloc
 
 
 ATTENTION: dict[str, AttentionKernel] = {
-    "plain": plain_attention,
     "sdpa": sdpa_attention,
     "blocks": block_attention,
     "flex": flex_attention,

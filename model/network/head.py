@@ -1,21 +1,20 @@
-"""Losses that never hold all logits: the head and its loss are one function that walks through chunks of positions.
+"""The head and its cross-entropy as one function that walks through chunks of positions and never holds all logits.
 
 Labels are already shifted: `labels[b, t]` is the token that `hidden[b, t]` should predict; -100 is ignored (and costs
 nothing: such positions never meet the head).
 """
 
-import math
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import autograd as fused
-from model.network.shape import CHUNK_LOGITS
+from model.kernels.autograd import log_sum_exp, softmax_gradient
 
-IGNORED = -100
+IGNORED = -100  # torch's and transformers' default for labels without a loss
+# Logits held at a time: each chunk packs the head anew for its products, and passes over its gradient. On a CPU 2^22
+# took 0.7 to 0.9 of the time of 2^20, and no less with 2^23 (docs/LOG.md, 2026-11-27); on a GPU enough to fill it.
+CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
 Reduction = Literal["mean", "sum"]
 
 
@@ -38,10 +37,10 @@ class Products:
         The gradient of the loss by d_hidden (positions, dim) is written there, that by d_weight (vocab, dim) added.
         """
         logits = hidden @ self.weight.T
-        norms, found = fused.log_sum_exp(logits, labels)
+        norms, found = log_sum_exp(logits, labels)
         if d_hidden is None and d_weight is None:
             return norms, found
-        d = fused.softmax_gradient(logits, labels, norms, torch.ones_like(norms), 1 + 2 * z_loss * norms)
+        d = softmax_gradient(logits, labels, norms, torch.ones_like(norms), 1 + 2 * z_loss * norms)
         if d_hidden is not None:
             torch.mm(d, self.weight, out=d_hidden)
         if d_weight is not None:
@@ -66,17 +65,6 @@ def linear_cross_entropy(
     rows, targets = _labelled(hidden, labels)
     dtype = _compute_dtype(hidden)
     total: Tensor = _LinearCrossEntropy.apply(rows, weight, targets, z_loss, dtype, products)  # type: ignore[no-untyped-call]
-    return total / max(targets.numel(), 1) if reduction == "mean" else total
-
-
-def plain_linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, labels: Tensor, z_loss: float = 0.0, reduction: Reduction = "mean"
-) -> Tensor:
-    """The same by torch's own functions, with all logits in memory: the reference of the tests."""
-    rows, targets = _labelled(hidden, labels)
-    logits = F.linear(rows, weight)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    total = F.cross_entropy(logits, targets, reduction="sum") + z_loss * logits.logsumexp(-1).square().sum()
     return total / max(targets.numel(), 1) if reduction == "mean" else total
 
 
@@ -160,7 +148,7 @@ class _TokenLogProbs(torch.autograd.Function):
         found = torch.empty(len(labels), dtype=wide, device=h.device)
         norms = torch.empty_like(found)
         for part in _chunks(labels, _positions(w)):
-            norms[part], at_label = fused.log_sum_exp(h[part] @ w.T, labels[part])
+            norms[part], at_label = log_sum_exp(h[part] @ w.T, labels[part])
             found[part] = at_label - norms[part]
         ctx.save_for_backward(h, w, labels, norms)
         ctx.dtypes = hidden.dtype, weight.dtype
@@ -172,97 +160,7 @@ class _TokenLogProbs(torch.autograd.Function):
         d_hidden, d_weight = torch.empty_like(h), torch.zeros_like(w, dtype=norms.dtype)
         for part in _chunks(labels, _positions(w)):
             ones = torch.ones_like(norms[part])
-            d = fused.softmax_gradient(h[part] @ w.T, labels[part], norms[part], -grad[part], ones)
+            d = softmax_gradient(h[part] @ w.T, labels[part], norms[part], -grad[part], ones)
             torch.mm(d, w, out=d_hidden[part])
             d_weight += d.T @ h[part]
         return d_hidden.to(ctx.dtypes[0]), d_weight.to(ctx.dtypes[1]), None, None
-
-
-DPOLossType = Literal[
-    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down",
-    "discopop", "sigmoid_norm",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class PairLogProbs:
-    """Summed log-probabilities of chosen and rejected answers, each (pairs,), and the answers' lengths in tokens."""
-
-    chosen: Tensor
-    rejected: Tensor
-    reference_chosen: Tensor
-    reference_rejected: Tensor
-    chosen_tokens: Tensor
-    rejected_tokens: Tensor
-
-
-@dataclass(frozen=True)
-class DPOLoss:
-    """The loss to minimise (scalar) and what to report; rewards are beta * (policy - reference), each (pairs,)."""
-
-    loss: Tensor
-    chosen_rewards: Tensor
-    rejected_rewards: Tensor
-    reward_accuracy: Tensor
-    reward_margin: Tensor
-
-
-def dpo_loss(
-    pairs: PairLogProbs, beta: float, loss_type: DPOLossType = "sigmoid", label_smoothing: float = 0.0
-) -> DPOLoss:
-    """Direct preference optimisation (arXiv:2305.18290) and its relatives, as TRL 1.16 defines them.
-
-    `label_smoothing` is the chance that a label is flipped; only `robust` and `exo_pair` use it.
-    """
-    if beta <= 0:
-        raise ValueError(f"beta must be positive, got {beta}.")
-    if loss_type == "robust" and not 0 <= label_smoothing < 0.5:
-        raise ValueError(f"'robust' needs label_smoothing in [0, 0.5), got {label_smoothing}.")
-    if loss_type == "exo_pair" and not 0 < label_smoothing < 1:
-        raise ValueError(f"'exo_pair' needs label_smoothing in (0, 1), got {label_smoothing}; TRL suggests 0.001.")
-    chosen_rewards = beta * (pairs.chosen - pairs.reference_chosen)
-    rejected_rewards = beta * (pairs.rejected - pairs.reference_rejected)
-    losses = _pair_losses(loss_type, chosen_rewards, rejected_rewards, pairs, beta, label_smoothing)
-    chosen_rewards, rejected_rewards = chosen_rewards.detach(), rejected_rewards.detach()
-    return DPOLoss(
-        loss=losses.mean(),
-        chosen_rewards=chosen_rewards,
-        rejected_rewards=rejected_rewards,
-        reward_accuracy=(chosen_rewards > rejected_rewards).float().mean(),
-        reward_margin=(chosen_rewards - rejected_rewards).mean(),
-    )
-
-
-def _pair_losses(
-    loss_type: DPOLossType, chosen: Tensor, rejected: Tensor, pairs: PairLogProbs, beta: float, smoothing: float
-) -> Tensor:
-    """One loss for each pair from the rewards `chosen` and `rejected`; the names are TRL's."""
-    margin = chosen - rejected
-    good, bad = F.logsigmoid(margin), F.logsigmoid(-margin)
-    if loss_type == "sigmoid":
-        return -good
-    if loss_type == "hinge":
-        return torch.relu(1 - margin)
-    if loss_type == "robust":  # arXiv:2403.00409
-        return (smoothing * bad - (1 - smoothing) * good) / (1 - 2 * smoothing)
-    if loss_type == "exo_pair":  # arXiv:2402.00856, eq. 16
-        return good.exp() * (good - math.log1p(-smoothing)) + bad.exp() * (bad - math.log(smoothing))
-    if loss_type == "nca_pair":  # arXiv:2402.05369
-        return -F.logsigmoid(chosen) - 0.5 * F.logsigmoid(-chosen) - 0.5 * F.logsigmoid(-rejected)
-    if loss_type == "bco_pair":  # arXiv:2404.04656
-        return -F.logsigmoid(chosen) - F.logsigmoid(-rejected)
-    if loss_type == "sppo_hard":  # arXiv:2405.00675
-        return ((chosen - 0.5) / beta) ** 2 + ((rejected + 0.5) / beta) ** 2
-    if loss_type == "apo_zero":  # arXiv:2408.06266, eq. 7
-        return 1 - torch.sigmoid(chosen) + torch.sigmoid(rejected)
-    if loss_type == "apo_down":  # the same, eq. 8
-        return torch.sigmoid(chosen) + 1 - torch.sigmoid(margin)
-    if loss_type == "discopop":  # arXiv:2406.08414, eq. 5, with its temperature of 0.05
-        blend = torch.sigmoid(margin / 0.05)
-        return -good * (1 - blend) + torch.exp(-margin) * blend
-    per_token = chosen / pairs.chosen_tokens.clamp(min=1) - rejected / pairs.rejected_tokens.clamp(min=1)
-    if loss_type == "ipo":  # arXiv:2310.12036, eq. 17, by the mean over tokens as its authors advise
-        return (per_token / beta - 1 / (2 * beta)) ** 2
-    if loss_type == "sigmoid_norm":  # length-normalised (Tülu 3, arXiv:2411.15124)
-        return -F.logsigmoid(per_token)
-    raise ValueError(f"Unknown DPO loss type {loss_type!r}; choose one of {', '.join(get_args(DPOLossType))}.")

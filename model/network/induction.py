@@ -9,15 +9,13 @@ like any other weight, and the architecture stays what it was. Starting attentio
 "mimetic initialization" (Trockman and Kolter 2023, arXiv:2305.09828), which has another purpose in mind.
 """
 
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from model.network.rope import rope_frequencies
-
-if TYPE_CHECKING:
-    from model.network.transformer import Block, ModelConfig, Transformer
+from model.network.shape import ModelConfig
 
 CONSTANT = 10.0  # the first dimension of every token's embedding, in standard deviations of the others
 NOTE = 2.5  # a noted token beside the embedding of the place itself; 1.25 is worse by 0.005 bits per byte, 5 equal
@@ -29,40 +27,43 @@ OTHER_INPUTS = 0.3  # what is left of the weights on all else, so that training 
 
 
 @torch.no_grad()
-def plant_induction_head(transformer: "Transformer", embedding_std: float) -> None:
+def plant_induction_head(config: ModelConfig, weights: Mapping[str, Tensor], embedding_std: float) -> None:
     """Overwrite some random weights of the first two layers; a model of one layer has no place for it and stays.
+
+    weights: a model's parameters by name.
 
     Queries and keys can depend on position alone because the first dimension of the embedding is the same for every
     token. The heads are those of the first key-value head in each layer. Of a group that shares the keys which the
     previous token is found by, the second query head finds the token before it, the third the one before that.
     """
-    config = transformer.config
     if config.num_layers < 2:
         return
-    embedding = transformer.model.embed_tokens.weight
+    embedding = weights["model.embed_tokens.weight"]
     embedding[:, 0] = CONSTANT * embedding_std
     dims = _slow_dims(config)
     # Dimensions of the residual stream: a part of each token's embedding, the note of it, and what is copied.
     read = torch.arange(1, 1 + len(dims))
     noted, copied = read + len(dims), read + 2 * len(dims)
     embedding[:, noted] = 0  # the note stands there alone: 0.012 bits per byte at 1.5M tokens
-    first, second = (cast("Block", layer).self_attn for layer in transformer.model.layers[:2])
-    _look_back(config, first.q_proj.weight, first.k_proj.weight)
-    _pick(first.v_proj.weight, dims, read)
-    first.o_proj.weight[noted, dims] = NOTE * embedding_std
+    queries, keys, values, outputs = (
+        [weights[f"model.layers.{layer}.self_attn.{name}_proj.weight"] for layer in (0, 1)] for name in "qkvo"
+    )
+    _look_back(config, queries[0], keys[0])
+    _pick(values[0], dims, read)
+    outputs[0][noted, dims] = NOTE * embedding_std
     head = slice(config.head_dim)
-    second.q_proj.weight[head] = 0
-    second.k_proj.weight[head] = 0
-    _pick(second.q_proj.weight, dims, read)
-    _pick(second.k_proj.weight, dims, noted)
+    queries[1][head] = 0
+    keys[1][head] = 0
+    _pick(queries[1], dims, read)
+    _pick(keys[1], dims, noted)
     if not config.tied_embeddings:
         embedding[:, copied] = 0
-        _pick(second.v_proj.weight, dims, read)
-        second.o_proj.weight[copied, dims] = COPIED * embedding_std
-        transformer.lm_head.weight[:, copied] += EXPECTED * embedding[:, read]
+        _pick(values[1], dims, read)
+        outputs[1][copied, dims] = COPIED * embedding_std
+        weights["lm_head.weight"][:, copied] += EXPECTED * embedding[:, read]
 
 
-def _slow_dims(config: "ModelConfig") -> Tensor:
+def _slow_dims(config: ModelConfig) -> Tensor:
     """Dimensions of a head whose rotary pairs turn slowest, where content can be compared over any distance; at most as
     many as the residual stream has room for three times."""
     half = config.head_dim // 2
@@ -70,7 +71,7 @@ def _slow_dims(config: "ModelConfig") -> Tensor:
     return torch.cat((slow, slow + half))[: (config.hidden_size - 1) // 3]
 
 
-def _look_back(config: "ModelConfig", queries: Tensor, keys: Tensor) -> None:
+def _look_back(config: ModelConfig, queries: Tensor, keys: Tensor) -> None:
     """Make the first key-value head's keys, and its group's queries, meet at distances 1, 2, ... in turn."""
     half = config.head_dim // 2
     fast = torch.arange(max(1, round(half * FAST_PAIRS)))

@@ -8,14 +8,6 @@ from pydantic.dataclasses import dataclass
 
 from model.settings import SETTINGS
 
-# Sizes of the kernels' working sets: here because the memory forecast needs them too.
-QUERY_BLOCK = 128  # queries of one block of attention on a CPU
-# Logits held at a time by the losses: each chunk packs the head anew for its products, and passes over its gradient. On
-# a CPU 2^22 took 0.7 to 0.9 of the time of 2^20, and no less with 2^23; on a GPU enough positions to fill it.
-CHUNK_LOGITS = {"cpu": 1 << 22, "cuda": 1 << 28}
-CHUNK_PROBABILITIES = 1 << 25  # the same of a head in INT8, which holds a byte of each
-CHUNK_SUMS = 1 << 23  # int32 sums held at a time, 32 MB: for each chunk the product packs its second operand anew
-
 Precision = Literal["fp32", "bf16", "int8", "fp8"]
 """Arithmetic of a model; its master weights are fp32. int8: of all matrices, in training; fp8: of the layers'
 matrices. All else runs in bf16."""

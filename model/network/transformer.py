@@ -2,10 +2,12 @@
 
 So a checkpoint needs no renaming, and in fp32 its logits equal those of `LlamaForCausalLM` (or, with QK-norm,
 `Qwen3ForCausalLM`). The same module trains in bf16 under `torch.autocast` with fp32 master weights.
+
+Shapes: B batch, T positions, C the residual stream (hidden_size), H heads, K heads of keys and values, D head_dim.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,11 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from model.kernels import autograd as fused
-from model.kernels.silu import silu
+from model.kernels.autograd import add_rms_norm, split_heads
+from model.kernels.dispatch import fuses
 from model.network.attention import attention, document_mask
 from model.network.head import Products
 from model.network.induction import plant_induction_head
+from model.network.past import Past
+from model.network.projection import PlainProjection, Projection, joint_product, swiglu_product
 from model.network.rope import Rotation, apply_rope, rotation
 from model.network.shape import AttentionStart, ModelConfig
 
@@ -42,8 +46,8 @@ class RMSNorm(nn.Module):
 
     def add(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """(x + branch, its norm); no branch counts as zero."""
-        if x.dtype == torch.float32 and fused.applies(x, self.weight):
-            return fused.add_rms_norm(x, branch, self.weight, self.eps)
+        if x.dtype == torch.float32 and fuses(x, self.weight.dtype):
+            return add_rms_norm(x, branch, self.weight, self.eps)
         total = x if branch is None else x + branch
         return total, self(total)
 
@@ -51,16 +55,14 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Grouped-query self-attention with rotary positions and optional RMSNorm of queries and keys."""
 
-    product = staticmethod(fused.joint_linear)  # of matrices side by side, in training
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
         q_size, kv_size = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, q_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
+        self.q_proj: Projection = PlainProjection.of(config.hidden_size, q_size)
+        self.k_proj: Projection = PlainProjection.of(config.hidden_size, kv_size)
+        self.v_proj: Projection = PlainProjection.of(config.hidden_size, kv_size)
+        self.o_proj: Projection = PlainProjection.of(q_size, config.hidden_size)
         self.eps = config.rms_norm_eps
         if config.qk_norm:
             self.q_norm: RMSNorm | None = RMSNorm(config.head_dim, self.eps)
@@ -68,15 +70,19 @@ class Attention(nn.Module):
         else:
             self.q_norm = self.k_norm = None
 
-    def forward(self, x: Tensor, turn: Rotation, documents: "Tensor | BlockMask | None") -> Tensor:
-        """x: (batch, seq, hidden) -> the same shape."""
-        q, k, v = self._fused_heads(x, turn) if fused.applies(x, self.q_proj.weight) else self._heads(x, turn)
+    def forward(
+        self, x: Tensor, turn: Rotation, documents: "Tensor | BlockMask | None" = None, past: Past | None = None
+    ) -> Tensor:
+        """x: (B, T, C) -> the same shape. Given a past, x goes on from there, and becomes part of it."""
+        q, k, v = self._fused_heads(x, turn) if self.q_proj.fuses(x) else self.heads(x, turn)
+        if past is not None:
+            k, v = past.extend(k, v)
         mixed = attention(q, k, v, documents)
         out: Tensor = self.o_proj(mixed.transpose(1, 2).flatten(2))
         return out
 
-    def _heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values: (batch, heads, seq, head_dim)."""
+    def heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (B, H, T, D), keys and values (B, K, T, D)."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm and self.k_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -85,34 +91,23 @@ class Attention(nn.Module):
 
     def _fused_heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """The same in one product and one pass."""
-        product = self.product if self.training else fused.joint_linear
-        qkv = product(x, self.q_proj.weight, self.k_proj.weight, self.v_proj.weight)
+        qkv = joint_product(x, self.q_proj, self.k_proj, self.v_proj)
         norms = (self.q_norm.weight, self.k_norm.weight) if self.q_norm and self.k_norm else None
-        heads = self.q_proj.out_features // self.head_dim
-        return fused.split_heads(qkv, norms, turn.cos, turn.sin, self.eps, heads)
+        return split_heads(qkv, norms, turn.cos, turn.sin, self.eps, self.num_heads)
 
 
 class MLP(nn.Module):
     """SwiGLU: `down(silu(gate(x)) * up(x))` (arXiv:2002.05202)."""
 
-    whole: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None  # in training, of x and the three weights
-
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj: Projection = PlainProjection.of(config.hidden_size, config.intermediate_size)
+        self.up_proj: Projection = PlainProjection.of(config.hidden_size, config.intermediate_size)
+        self.down_proj: Projection = PlainProjection.of(config.intermediate_size, config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (batch, seq, hidden) -> the same shape."""
-        if fused.applies(x, self.gate_proj.weight):
-            if self.training and self.whole:
-                return self.whole(x, self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
-            inner = fused.swiglu(fused.joint_linear(x, self.gate_proj.weight, self.up_proj.weight))
-        else:
-            inner = silu(self.gate_proj(x)) * self.up_proj(x)
-        out: Tensor = self.down_proj(inner)
-        return out
+        """x: (B, T, C) -> the same shape."""
+        return swiglu_product(x, self.gate_proj, self.up_proj, self.down_proj)
 
 
 class Block(nn.Module):
@@ -126,11 +121,20 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, x: Tensor, branch: Tensor | None, turn: Rotation, documents: "Tensor | BlockMask | None"
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        turn: Rotation,
+        documents: "Tensor | BlockMask | None" = None,
+        past: Past | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The residual stream is `x + branch`, which the next norm adds up: one pass where an addition takes two."""
+        """(x, branch), both (B, T, C), after this layer; before the first one there is no branch.
+
+        The residual stream is `x + branch`, which the next norm adds up: one pass where an addition takes two. The same
+        call trains, decodes (with a `past` that it extends) and calibrates.
+        """
         x, normed = self.input_layernorm.add(x, branch)
-        x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, turn, documents))
+        x, normed = self.post_attention_layernorm.add(x, self.self_attn(normed, turn, documents, past))
         return x, self.mlp(normed)
 
 
@@ -154,41 +158,57 @@ class Transformer(nn.Module):
         self.head_products: type[Products] = Products  # of the head and the loss, in training
         self.model = Decoder(config)
         if not config.tied_embeddings:  # tied: one parameter under one name, as in the exported file
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+            self.lm_head: Projection = PlainProjection.of(config.hidden_size, config.vocab_size)
 
     @property
     def head_weight(self) -> Tensor:
         """The output matrix (vocab, hidden), which is the embedding itself when tied."""
-        return self.model.embed_tokens.weight if self.config.tied_embeddings else self.lm_head.weight
+        weight = self.model.embed_tokens.weight if self.config.tied_embeddings else self.lm_head.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    def turn(self, position_ids: Tensor, dtype: torch.dtype) -> Rotation:
+        """The rotation of queries and keys at `position_ids` (B or 1, T)."""
+        config = self.config
+        return rotation(position_ids, config.head_dim, config.rope_theta, config.rope_scaling, dtype)
 
     def hidden(
-        self, input_ids: Tensor, *, position_ids: Tensor | None = None, document_ids: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        *,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        past: Sequence[Past] | None = None,
     ) -> Tensor:
-        """States after the final norm: (batch, seq, hidden).
+        """States after the final norm: (B, T, C).
 
-        input_ids: (batch, seq). position_ids: (batch, seq), default 0, 1, 2, ... in each row. document_ids:
-        (batch, seq) integers; a run of equal ids is a document, and a token attends only to its own. Padding is
-        simply a document of its own.
+        input_ids: (B, T). position_ids: (B, T), default 0, 1, 2, ... in each row, or on from the past. document_ids:
+        (B, T) integers; a run of equal ids is a document, and a token attends only to its own. Padding is simply a
+        document of its own. past: one for each layer, which is extended; without `document_ids`.
         """
         if position_ids is None:
-            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+            start = past[0].length if past else 0
+            position_ids = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
         x = self.model.embed_tokens(input_ids)
-        config = self.config
-        turn = rotation(position_ids, config.head_dim, config.rope_theta, config.rope_scaling, x.dtype)
+        turn = self.turn(position_ids, x.dtype)
         documents = document_mask(document_ids)
         branch: Tensor | None = None
-        for layer in self.model.layers:
+        for index, layer in enumerate(self.model.layers):
             if self.recompute_layers and torch.is_grad_enabled():
                 x, branch = checkpoint(layer, x, branch, turn, documents, use_reentrant=False)
             else:
-                x, branch = layer(x, branch, turn, documents)
+                x, branch = layer(x, branch, turn, documents, past[index] if past else None)
         return self.model.norm.add(x, branch)[1]
 
     def forward(
         self, input_ids: Tensor, *, position_ids: Tensor | None = None, document_ids: Tensor | None = None
     ) -> Tensor:
-        """Logits (batch, seq, vocab); for training prefer `hidden` with `losses.linear_cross_entropy`."""
-        return F.linear(self.hidden(input_ids, position_ids=position_ids, document_ids=document_ids), self.head_weight)
+        """Logits (B, T, vocab); for training prefer `hidden` with `head.linear_cross_entropy`."""
+        return self.logits(self.hidden(input_ids, position_ids=position_ids, document_ids=document_ids))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., vocab)."""
+        return F.linear(hidden, self.head_weight)
 
     @torch.no_grad()
     def initialize(
@@ -214,7 +234,7 @@ class Transformer(nn.Module):
                 stream = torch.Generator().manual_seed(_stream_seed(seed, name))
                 parameter.copy_(torch.randn(parameter.shape, generator=stream) * std)
         if attention_start == "induction":
-            plant_induction_head(self, self._embedding_std)
+            plant_induction_head(self.config, dict(self.named_parameters()), self._embedding_std)
 
     @property
     def _embedding_std(self) -> float:
@@ -228,26 +248,6 @@ class Transformer(nn.Module):
         if "o_proj" in name or "down_proj" in name:
             return 0.0 if output_projections == "zero" else 0.02 / (2 * self.config.num_layers) ** 0.5
         return float(parameter.shape[-1] ** -0.5)
-
-
-class LinearInPlace(nn.Module):
-    """Takes over the weight of a linear layer without bias, and multiplies by it in another arithmetic."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        assert linear.bias is None
-        self.in_features: int = linear.in_features
-        self.out_features: int = linear.out_features
-        self.weight: nn.Parameter = linear.weight
-
-
-def replace_linears(transformer: Transformer, make: Callable[[nn.Linear], nn.Module]) -> None:
-    """Put `make` of each matrix of the layers in its place; embedding and head stay as they are."""
-    for layer in transformer.model.layers:
-        linears = [(module, name) for module in layer.modules() for name, child in module.named_children()
-                   if type(child) is nn.Linear]  # fmt: skip
-        for parent, name in linears:
-            setattr(parent, name, make(getattr(parent, name)))
 
 
 def _stream_seed(seed: int, name: str) -> int:

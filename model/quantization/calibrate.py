@@ -1,20 +1,18 @@
 """Quantize a whole model matrix after matrix, each from what reaches it through those already quantized."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+import torch.nn.functional as F
+from torch import Tensor
 
-from model.kernels.silu import silu
-from model.network.attention import attention
-from model.network.rope import Rotation, rotation
-from model.network.transformer import Block, Transformer
+from model.network.projection import PlainProjection, Projection, replace_projections
+from model.network.transformer import Transformer
 from model.quantization.formats import DEFAULT, Format, QuantizedWeight
 from model.quantization.gptq import quantize_gptq
-from model.quantization.packed import replace_weights
+from model.quantization.packed import PackedProjection, replace_weights
 
-ROWS_AT_ONCE = 16  # calibration rows that go through a layer together
+ROWS_AT_ONCE = 16  # calibration rows of one product; their number fixes the order of the sums, so the bytes
 
 
 def layer_format(weight: Tensor, wanted: Format) -> Format:
@@ -27,7 +25,7 @@ def quantize_to_nearest(model: Transformer, weight_format: Format) -> None:
     """Replace all matrices by packed ones, each rounded on its own; embedding and head in the default format."""
     weights = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear) and name != "lm_head":
+        if isinstance(module, PlainProjection) and name != "lm_head":
             weights[name] = layer_format(module.weight, weight_format).nearest(module.weight)
     replace_weights(model, weights | _ends(model))
 
@@ -44,37 +42,62 @@ def quantize_calibrated(
 
     input_ids: (rows, seq) of calibration text. `layer_done` is called after each layer.
     """
-    config = model.config
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    turn = rotation(positions, config.head_dim, config.rope_theta, config.rope_scaling, torch.float32)
     replace_weights(model, _ends(model))
-    states = [model.model.embed_tokens(rows).float() for rows in torch.split(input_ids, ROWS_AT_ONCE)]
-    for index, layer in enumerate(model.model.layers):
-        assert isinstance(layer, Block)
-        quantize = _LayerQuantizer(model, f"model.layers.{index}.", weight_format, damping)
-        states = _quantize_layer(layer, states, turn, quantize)
+    x: Tensor = model.model.embed_tokens(input_ids).float()
+    branch: Tensor | None = None
+    turn = model.turn(positions, x.dtype)
+    inputs = SharedInputs()
+    for layer in model.model.layers:
+        replace_projections(layer, Projection, lambda _, plain: Calibrating(plain, inputs, weight_format, damping))
+        x, branch = layer(x, branch, turn)
+        replace_projections(layer, Calibrating, lambda _, calibrated: calibrated.packed())
         layer_done()
 
 
-@dataclass(frozen=True)
-class _LayerQuantizer:
-    """Replaces matrices of one layer by packed ones."""
+class SharedInputs:
+    """The Hessian of the last inputs seen: projections that read the same ones (q, k and v; gate and up) share it."""
 
-    model: Transformer
-    prefix: str
-    weight_format: Format
-    damping: float
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+        self._hessian = torch.empty(0)
 
-    def __call__(self, names: tuple[str, ...], inputs: list[Tensor]) -> None:
-        """Quantize the matrices `names`, all of which read `inputs`: (rows, seq, columns) each."""
-        hessian = sum_of_outer_products(inputs)
-        weights: dict[str, QuantizedWeight] = {}
-        for name in names:
-            matrix = self.model.get_submodule(self.prefix + name).weight
-            assert isinstance(matrix, Tensor)
-            chosen = layer_format(matrix, self.weight_format)
-            weights[self.prefix + name] = quantize_gptq(matrix, hessian, chosen, self.damping)
-        replace_weights(self.model, weights)
+    def hessian(self, x: Tensor) -> Tensor:
+        """The sum of x xᵀ over all rows: (I, I)."""
+        if self._last is not x:
+            self._last, self._hessian = x, sum_of_outer_products(list(torch.split(x, ROWS_AT_ONCE)))
+        return self._hessian
+
+
+class Calibrating(Projection):
+    """Quantizes its matrix by the first inputs that reach it, and multiplies them by it as quantized.
+
+    So one pass through a layer quantizes it: each matrix by what comes through those before it in their packed form.
+    """
+
+    def __init__(self, plain: Projection, inputs: SharedInputs, weight_format: Format, damping: float) -> None:
+        super().__init__()
+        assert isinstance(plain.weight, Tensor)
+        self._plain, self._inputs, self._damping = plain.weight.detach(), inputs, damping
+        self._format = layer_format(plain.weight, weight_format)
+        self._packed: PackedProjection | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self._plain.dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: all calibration rows (rows, seq, I) at once -> (rows, seq, O)."""
+        if self._packed is None:
+            hessian = self._inputs.hessian(x)
+            self._packed = PackedProjection(quantize_gptq(self._plain, hessian, self._format, self._damping))
+        weight = self._packed.weight
+        return torch.cat([F.linear(rows, weight) for rows in torch.split(x, ROWS_AT_ONCE)])
+
+    def packed(self) -> PackedProjection:
+        """What it became."""
+        assert self._packed is not None, "no input has reached this projection"
+        return self._packed
 
 
 def sum_of_outer_products(inputs: list[Tensor]) -> Tensor:
@@ -84,21 +107,6 @@ def sum_of_outer_products(inputs: list[Tensor]) -> Tensor:
     for x in flat[1:]:
         total += x.T @ x
     return total
-
-
-def _quantize_layer(layer: Block, states: list[Tensor], turn: Rotation, quantize: _LayerQuantizer) -> list[Tensor]:
-    """Walk through a layer once: each matrix is quantized just before it is used, and used as quantized from there."""
-    attn, mlp = layer.self_attn, layer.mlp
-    normed = [layer.input_layernorm(x) for x in states]
-    quantize(("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), normed)
-    mixed = [attention(*attn._heads(x, turn)).transpose(1, 2).flatten(2) for x in normed]
-    quantize(("self_attn.o_proj",), mixed)
-    states = [x + attn.o_proj(inner) for x, inner in zip(states, mixed)]
-    normed = [layer.post_attention_layernorm(x) for x in states]
-    quantize(("mlp.gate_proj", "mlp.up_proj"), normed)
-    inner = [silu(mlp.gate_proj(x)) * mlp.up_proj(x) for x in normed]
-    quantize(("mlp.down_proj",), inner)
-    return [x + mlp.down_proj(y) for x, y in zip(states, inner)]
 
 
 def _ends(model: Transformer) -> dict[str, QuantizedWeight]:

@@ -1,14 +1,18 @@
-"""Layers over packed weights: they hold codes and scales only, and dequantise while they compute.
+"""A projection and an embedding over packed weights: they hold codes and scales only, and dequantise to compute.
 
-They stand in for `nn.Linear` and `nn.Embedding` inside a `Transformer`, so evaluation in large batches runs the very
-weights that an artifact stores. For single tokens `model.decoding.engine` computes on the codes directly.
+They stand in for the plain ones inside a `Transformer`, so evaluation in large batches runs the very weights that an
+artifact stores. For single tokens `model.decoding.engine` computes on the codes directly.
 """
 
 from collections.abc import Mapping
+from typing import Self
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels.autograd import joint_linear
+from model.network.projection import Projection, replace_projections
 from model.network.transformer import Transformer
 from model.quantization.formats import QuantizedWeight
 
@@ -33,11 +37,18 @@ class PackedWeight(nn.Module):
         return self.quantized.dequantize()
 
 
-class PackedLinear(PackedWeight):
-    """`x @ weightᵀ`: (..., columns) -> (..., rows)."""
+class PackedProjection(PackedWeight, Projection):
+    """`x @ Wᵀ` by a matrix that is dequantised for each product: once a pass, however often the layer asks about it."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight.to(x.dtype))
+
+    def joint(self, x: Tensor, *others: Self) -> Tensor:
+        return joint_linear(x, self.weight, *(other.weight for other in others))
 
 
 class PackedEmbedding(PackedWeight):
@@ -48,13 +59,16 @@ class PackedEmbedding(PackedWeight):
 
 
 def replace_weights(model: Transformer, weights: Mapping[str, QuantizedWeight]) -> None:
-    """Put packed layers in place of the named ones, e.g. `model.layers.0.mlp.up_proj` or `model.embed_tokens`."""
+    """Put packed weights in place of the named ones, e.g. `model.layers.0.mlp.up_proj` or `model.embed_tokens`."""
     for name, weight in weights.items():
-        parent_name, _, child = name.rpartition(".")
-        parent = model.get_submodule(parent_name)
-        old = parent.get_submodule(child)
-        packed = PackedEmbedding(weight) if isinstance(old, nn.Embedding) else PackedLinear(weight)
-        setattr(parent, child, packed)
+        if isinstance(model.get_submodule(name), nn.Embedding):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, PackedEmbedding(weight))
+
+    def packed(name: str, old: Projection) -> Projection:
+        return PackedProjection(weights[name]) if name in weights else old
+
+    replace_projections(model, Projection, packed)
 
 
 def packed_layers(model: nn.Module) -> dict[str, PackedWeight]:

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from model.network.head import IGNORED
 from model.network.transformer import Transformer
-from model.training.data import Batch, Sequences, best_fit, join_sequences, lay_out
+from model.training.data import Batch
 from model.training.objectives import likeliest, sequence_log_probs
+from model.training.packing import Sequences, best_fit, join_sequences, lay_out
 
 Floats = NDArray[np.float64]
 TokensDone = Callable[[int], object]

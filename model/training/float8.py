@@ -1,16 +1,17 @@
-"""Linear layers that multiply in FP8, each tensor with one scale that is chosen anew at each use.
+"""Projections that multiply in FP8, each tensor with one scale that is chosen anew at each use.
 
 Activations and weights in E4M3, gradients in E5M2 (arXiv:2209.05433), sums in fp32 by the tensor cores; the master
 weights stay fp32. On a CPU torch computes the same numbers, slowly, by which the tests check them.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.network.transformer import LinearInPlace, Transformer, replace_linears
+from model.network.projection import PlainProjection, Projection, replace_projections
+from model.network.transformer import Transformer
 
 CAPABILITY = (8, 9)  # Ada, Hopper and later
 MULTIPLE = 16  # of both sizes of a product, which the tensor cores want
@@ -38,26 +39,31 @@ def use_float8(transformer: Transformer) -> None:
     Raises:
         ValueError: a matrix has a size that FP8 products cannot take.
     """
-    replace_linears(transformer, Float8Linear)
+    replace_projections(transformer.model, PlainProjection, lambda name, plain: Float8Projection(plain.weight))
 
 
-class Float8Linear(LinearInPlace):
-    """`x @ weightᵀ` in FP8, with a bf16 result."""
+class Float8Projection(PlainProjection):
+    """Multiplies in FP8, with a bf16 result."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__(linear)
-        if self.in_features % MULTIPLE or self.out_features % MULTIPLE:
+    def __init__(self, weight: nn.Parameter) -> None:
+        """weight: (O, I)."""
+        super().__init__(weight)
+        outputs, inputs = weight.shape
+        if inputs % MULTIPLE or outputs % MULTIPLE:
             raise ValueError(
                 f"precision 'fp8' needs widths that are multiples of {MULTIPLE}, found a matrix of "
-                f"{self.out_features} x {self.in_features}. Change hidden_size, intermediate_size or the heads."
+                f"{outputs} x {inputs}. Change hidden_size, intermediate_size or the heads."
             )
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in) -> (..., out)."""
-        rows = x.reshape(-1, self.in_features)
+        rows = x.reshape(-1, x.shape[-1])
         missing = -len(rows) % MULTIPLE  # rows are summed over in the gradient of the weight
         out: Tensor = _Float8Product.apply(F.pad(rows, (0, 0, 0, missing)), self.weight)  # type: ignore[no-untyped-call]
-        return out[: len(rows)].view(*x.shape[:-1], self.out_features)
+        return out[: len(rows)].view(*x.shape[:-1], len(self.weight))
+
+    def joint(self, x: Tensor, *others: Self) -> Tensor:
+        # One product of several would share one scale, and each tensor has its own.
+        return Projection.joint(self, x, *others)
 
 
 class _Float8Product(torch.autograd.Function):

@@ -7,15 +7,16 @@ The idea is that of SwitchBack (arXiv:2304.13013), which leaves gᵀ x in 16 bit
 (docs/LOG.md).
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import int8 as kernels
-from model.kernels.autograd import bits, join
-from model.network.transformer import MLP, Attention, LinearInPlace, Transformer, replace_linears
+from model.kernels import int8 as int8_kernels
+from model.kernels.autograd import join
+from model.kernels.dispatch import bits
+from model.network.projection import PlainProjection, replace_projections
+from model.network.transformer import Transformer
 from model.training.int8_head import Int8Products
 from model.training.int8_matrix import pass_product, quantize_columns, quantize_rows, scaled_product, weight_gradient
 
@@ -24,21 +25,25 @@ BF16 = torch.bfloat16
 
 def use_int8(transformer: Transformer) -> None:
     """Have all matrices multiply in INT8 while in training; names stay as they are, and evaluation runs in bf16."""
-    replace_linears(transformer, Int8Linear)
-    for module in transformer.modules():
-        if isinstance(module, Attention):
-            module.product = int8_linear
-        if isinstance(module, MLP):
-            module.whole = int8_mlp
+    replace_projections(transformer.model, PlainProjection, lambda name, plain: Int8Projection(plain.weight))
     transformer.head_products = Int8Products
 
 
-class Int8Linear(LinearInPlace):
-    """`x @ weightᵀ` in INT8 while in training."""
+class Int8Projection(PlainProjection):
+    """Multiplies in INT8 while in training, as plain otherwise."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in) -> (..., out)."""
-        return int8_linear(x, self.weight) if self.training else F.linear(x, self.weight)
+        return int8_linear(x, self.weight) if self.training else super().forward(x)
+
+    def joint(self, x: Tensor, *others: Self) -> Tensor:
+        if not self.training:
+            return super().joint(x, *others)
+        return int8_linear(x, self.weight, *(other.weight for other in others))
+
+    def swiglu_mlp(self, x: Tensor, up: Self, down: Self) -> Tensor:
+        if not self.training:
+            return super().swiglu_mlp(x, up, down)
+        return int8_mlp(x, self.weight, up.weight, down.weight)
 
 
 def int8_linear(x: Tensor, *weights: Tensor) -> Tensor:
@@ -85,7 +90,7 @@ class _Int8MLP(torch.autograd.Function):
         values, scales = torch.empty(after.shape, dtype=torch.int8), torch.empty(len(x))
         w, w_scales = quantize_rows(first)
         between = bits(before), bits(after), values.numpy(), scales.numpy()
-        pass_product(kernels.swiglu_of_sums, *quantize_rows(x), w.T, w_scales, *between)
+        pass_product(int8_kernels.swiglu_of_sums, *quantize_rows(x), w.T, w_scales, *between)
         ctx.save_for_backward(x, first, second, before, after)
         w, w_scales = quantize_rows(second)
         return scaled_product(values, scales, w.T, w_scales)
@@ -96,7 +101,7 @@ class _Int8MLP(torch.autograd.Function):
         g, g_scales = quantize_rows(grad.to(BF16).contiguous())
         values, scales = torch.empty(before.shape, dtype=torch.int8), torch.empty(len(before))
         between = bits(before), values.numpy(), scales.numpy()
-        pass_product(kernels.swiglu_backward_of_sums, g, g_scales, *quantize_columns(second), *between)
+        pass_product(int8_kernels.swiglu_backward_of_sums, g, g_scales, *quantize_columns(second), *between)
         d_rows = scaled_product(values, scales, *quantize_columns(first))
         d_gate, d_up = weight_gradient(values, scales, x).to(ctx.dtypes[1]).chunk(2)
         d_down = weight_gradient(g, g_scales, after).to(ctx.dtypes[1])

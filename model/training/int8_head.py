@@ -7,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.kernels import int8 as kernels
-from model.kernels.autograd import bits, has_kernels, spread
+from model.kernels import int8 as int8_kernels
+from model.kernels.dispatch import bits, has_kernels, spread
 from model.network.head import Products
-from model.network.shape import CHUNK_PROBABILITIES
 from model.training.int8_matrix import (
     add_transposed_product,
     product,
@@ -20,7 +19,10 @@ from model.training.int8_matrix import (
     slices,
 )
 
-LOGITS_AT_ONCE = 1 << 21  # as int32 sums, 8 MB
+# Probabilities held at a time, a byte each: more than bf16's logits, which are held in two bytes and in four. Best is
+# all tokens of a step at once (docs/LOG.md, 2026-11-27).
+CHUNK_PROBABILITIES = 1 << 25
+LOGITS_AT_ONCE = 1 << 21  # as int32 sums, 8 MB: they stay in the cache until their softmax is made
 DITHER = 1 << 16  # numbers that probabilities are rounded with, of which each row takes a window
 
 
@@ -40,7 +42,7 @@ class Int8Products(Products):
         self._columns = quantize_columns(self.weight)
 
     def positions(self) -> int:
-        """More than in bf16, where all logits of a chunk are held in two bytes and in four."""
+        """As many as CHUNK_PROBABILITIES has room for."""
         return max(16, CHUNK_PROBABILITIES // len(self.weight))
 
     def walk(
@@ -49,7 +51,7 @@ class Int8Products(Products):
         h = hidden.contiguous()
         d, highest, norms, found = quantize_softmax(quantize_rows(h), self._rows, labels)
         shrink = 1 + 2 * z_loss * norms
-        scales = shrink * (highest - norms).exp() / float(kernels.DITHERED)
+        scales = shrink * (highest - norms).exp() / float(int8_kernels.DITHERED)
         missing = 1 - shrink * (found - norms).exp()
         if d_hidden is not None:
             scaled_product(d, scales, *self._columns, out=d_hidden)
@@ -74,12 +76,12 @@ def quantize_softmax(
     values = torch.empty(count, vocab_size, dtype=torch.int8, device=labels.device)
     numbers = torch.empty(count, 3, device=labels.device)
     dither = _dither(max(DITHER, 2 * vocab_size))
-    for part in slices(count, LOGITS_AT_ONCE // vocab_size):  # whose sums stay in the cache
+    for part in slices(count, LOGITS_AT_ONCE // vocab_size):
         sums = product(x[0][part], weight[0].T)
         if has_kernels(sums.device):
             rows = sums.numpy(), x[1][part].numpy(), weight[1].numpy(), bits(labels[part]), dither
             outputs = values[part].numpy(), numbers[part].numpy()
-            spread(kernels.quantize_softmax, len(sums), *rows, *outputs, smallest=16)
+            spread(int8_kernels.quantize_softmax, len(sums), *rows, *outputs, smallest=16)
         else:
             logits = sums * x[1][part, None] * weight[1]
             values[part], numbers[part] = _plain_softmax(logits, labels[part], torch.from_numpy(dither))
@@ -90,18 +92,19 @@ def quantize_softmax(
 def _plain_softmax(logits: Tensor, labels: Tensor, dither: Tensor) -> tuple[Tensor, Tensor]:
     count, width = logits.shape
     norms, at_label = logits.logsumexp(1), labels[:, None]
-    others = logits.scatter(1, at_label, float(kernels.LEAST))
+    others = logits.scatter(1, at_label, float(int8_kernels.LEAST))
     highest = others.amax(1)
     starts = (torch.arange(count) * 7919 + norms.abs().view(torch.int32).cpu()) % (len(dither) - width + 1)
     chances = dither[starts[:, None] + torch.arange(width)].to(logits.device)
-    values = (float(kernels.DITHERED) * (others - highest[:, None]).exp() + chances).floor().scatter_(1, at_label, 0)
+    values = float(int8_kernels.DITHERED) * (others - highest[:, None]).exp()
+    values = (values + chances).floor().scatter_(1, at_label, 0)
     return values.to(torch.int8), torch.stack((highest, norms, logits.gather(1, at_label)[:, 0]), dim=1)
 
 
 def subtract_gathered(total: Tensor, factors: Tensor, rows: Tensor, indices: Tensor) -> None:
     """In place: total[i] -= factors[i] * rows[indices[i]], bf16."""
     if has_kernels(rows.device):
-        spread(kernels.subtract_gathered, len(total), bits(total), factors.numpy(), bits(rows), bits(indices))
+        spread(int8_kernels.subtract_gathered, len(total), bits(total), factors.numpy(), bits(rows), bits(indices))
     else:
         total -= factors[:, None] * rows[indices]
 
@@ -109,7 +112,7 @@ def subtract_gathered(total: Tensor, factors: Tensor, rows: Tensor, indices: Ten
 def subtract_scattered(total: Tensor, indices: Tensor, factors: Tensor, rows: Tensor) -> None:
     """In place, one after the other: total[indices[i]] -= factors[i] * rows[i]; total is fp32."""
     if has_kernels(rows.device):
-        kernels.subtract_scattered(bits(indices), factors.numpy(), bits(rows), total.numpy())
+        int8_kernels.subtract_scattered(bits(indices), factors.numpy(), bits(rows), total.numpy())
     else:
         total.index_add_(0, indices, factors[:, None] * rows.float(), alpha=-1)
 

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.kernels import int8 as kernels
-from model.kernels.autograd import bits, has_kernels, spread
+from model.kernels import int8 as int8_kernels
+from model.kernels.dispatch import bits, has_kernels, spread
 from model.kernels.rows import GROUP
-from model.network.shape import CHUNK_SUMS
 
+# Int32 sums held at a time, 32 MB: for each chunk the product packs its second operand anew, so that 2^20 took 1.25
+# times as long (docs/LOG.md, 2026-11-27).
+CHUNK_SUMS = 1 << 23
 MOST_TERMS = 1 << 17  # of 127 * 127 each: 0.98 of the largest int32
 
 
@@ -25,9 +27,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """x: (rows, columns), bf16 -> (int8 values, fp32 scales (rows,)) with x ≈ values * scales."""
     values, scales = empty_like(x), torch.empty(len(x), device=x.device)
     if has_kernels(x.device):
-        spread(kernels.quantize_rows, len(x), bits(x), values.numpy(), scales.numpy())
+        spread(int8_kernels.quantize_rows, len(x), bits(x), values.numpy(), scales.numpy())
         return values, scales
-    tops = x.float().abs().amax(1).clamp(min=float(kernels.SMALLEST))
+    tops = x.float().abs().amax(1).clamp(min=float(int8_kernels.SMALLEST))
     return _rounded(x.float() * (127 / tops)[:, None]), tops / 127
 
 
@@ -36,14 +38,14 @@ def quantize_columns(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, 
     factors = torch.ones(len(x), device=x.device) if factors is None else factors
     if not has_kernels(x.device):
         wide = x.float() * factors[:, None]
-        tops = F.pad(wide.abs(), (0, 0, 0, 1)).amax(0).clamp(min=float(kernels.SMALLEST))
+        tops = F.pad(wide.abs(), (0, 0, 0, 1)).amax(0).clamp(min=float(int8_kernels.SMALLEST))
         return _rounded(wide * (127 / tops)), tops / 127
     groups = -(-len(x) // GROUP)
     peaks = torch.zeros(max(1, groups), x.shape[1], dtype=torch.int32)
-    spread(kernels.column_peaks, groups, bits(x), factors.numpy(), peaks.numpy(), smallest=1)
-    tops = peaks.amax(0).view(torch.float32).clamp(min=float(kernels.SMALLEST))
+    spread(int8_kernels.column_peaks, groups, bits(x), factors.numpy(), peaks.numpy(), smallest=1)
+    tops = peaks.amax(0).view(torch.float32).clamp(min=float(int8_kernels.SMALLEST))
     values = empty_like(x)
-    spread(kernels.quantize_columns, len(x), bits(x), factors.numpy(), (127 / tops).numpy(), values.numpy())
+    spread(int8_kernels.quantize_columns, len(x), bits(x), factors.numpy(), (127 / tops).numpy(), values.numpy())
     return values, tops / 127
 
 
@@ -51,7 +53,7 @@ def scaled_product(a: Tensor, a_scales: Tensor, b: Tensor, b_scales: Tensor, out
     """a * a_scales by row times b * b_scales by column: (m, k) int8, (k, n) int8 -> (m, n) bf16."""
     out = torch.empty(len(a), b.shape[1], dtype=torch.bfloat16, device=a.device) if out is None else out
     if has_kernels(a.device):
-        pass_product(kernels.scale_sums, a, a_scales, b, b_scales, bits(out))
+        pass_product(int8_kernels.scale_sums, a, a_scales, b, b_scales, bits(out))
         return out
     for part in slices(len(a), CHUNK_SUMS // b.shape[1]):
         out[part] = product(a[part], b).float() * a_scales[part, None] * b_scales
@@ -81,7 +83,7 @@ def weight_gradient(g: Tensor, g_scales: Tensor, x: Tensor) -> Tensor:
     if not has_kernels(x.device):
         return sums * scales
     out = torch.empty(sums.shape)
-    spread(kernels.scale_columns, len(sums), sums.numpy(), scales.numpy(), out.numpy())
+    spread(int8_kernels.scale_columns, len(sums), sums.numpy(), scales.numpy(), out.numpy())
     return out
 
 
@@ -92,8 +94,8 @@ def add_transposed_product(total: Tensor, a: Tensor, a_scales: Tensor, b: Tensor
     """
     sums = product(a, b)
     if has_kernels(a.device):
-        tiles = -(-sums.shape[1] // kernels.TILE)
-        spread(kernels.add_scaled_columns, tiles, sums.numpy(), a_scales.numpy(), total.numpy(), smallest=4)
+        tiles = -(-sums.shape[1] // int8_kernels.TILE)
+        spread(int8_kernels.add_scaled_columns, tiles, sums.numpy(), a_scales.numpy(), total.numpy(), smallest=4)
     else:
         total += (sums * a_scales[:, None]).T
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor, nn
 
-from model.network.head import IGNORED, DPOLossType, PairLogProbs, dpo_loss, linear_cross_entropy, token_log_probs
+from model.network.head import IGNORED, linear_cross_entropy, token_log_probs
 from model.network.transformer import Transformer
+from model.training.preference import PairLogProbs, dpo_loss
 
 CHUNK_POSITIONS = 1024  # positions whose logits are held at a time while answers are counted
 
@@ -79,7 +80,7 @@ class Preference(Objective):
         self,
         transformer: Transformer,
         beta: float,
-        loss_type: DPOLossType,
+        loss_type: str,
         label_smoothing: float,
         sft_weight: float,
     ) -> None:

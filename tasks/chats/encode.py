@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model.training.data import Sequences
+    from model.training.packing import Sequences
     from model.vocabulary.tokenizer import Tokenizer
 
 
@@ -27,7 +27,7 @@ def encode_pairs(tokenizer: "Tokenizer", rows: Sequence[Mapping[str, Any]], sequ
     Everything after the prompt counts as answer, the closing newline included, as in TRL. Answers are cut at the row's
     end.
     """
-    from model.training.data import join_sequences
+    from model.training.packing import join_sequences
     from model.vocabulary.chat_format import render_conversation, render_prompt
 
     ids: list[list[int]] = []

@@ -18,7 +18,7 @@ from tasks.text.source import Source, SourceFile
 
 if TYPE_CHECKING:
     from model.scoring.text import AnswerScores
-    from model.training.data import Sequences
+    from model.training.packing import Sequences
     from model.vocabulary.tokenizer import Tokenizer
 
 
@@ -73,7 +73,7 @@ def _question(benchmark: str, place: str, row: Mapping[str, Any], prompt_format:
 
 def encode_questions(tokenizer: "Tokenizer", questions: Sequence[Question], window: int) -> "Sequences":
     """Each question with each of its choices, in order; too long ones lose their beginning, as in lm-eval."""
-    from model.training.data import join_sequences
+    from model.training.packing import join_sequences
 
     ids: list[list[int]] = []
     masks: list[list[bool]] = []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from model.training.preference import PREFERENCE_LOSSES, SMOOTHED_LOSSES
 from model.training.settings import OptimizerSettings, PairSettings, ScheduleSettings
 from tasks.chats.encode import EncodedPairs, encode_pairs, read_pairs
 from tasks.mechanism.launch.processes import launch
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from model.training.data import Ints, PairBatches, Sequences
+    from model.training.data import Ints
+    from model.training.packing import PairBatches, Sequences
     from model.training.parallel import Parallel
 
     Floats = NDArray[np.float32]
+    LossName = str
+else:
+    LossName = Literal[tuple(PREFERENCE_LOSSES)]  # one list: a new loss is a new value here
 
 
 class DpoConfig(TrainingConfig):
@@ -32,20 +37,7 @@ class DpoConfig(TrainingConfig):
     beta: float = Field(
         0.1, gt=0, le=10, description="Strength of the KL penalty that keeps the policy near the reference."
     )
-    loss_type: Literal[
-        "sigmoid",
-        "hinge",
-        "ipo",
-        "robust",
-        "exo_pair",
-        "nca_pair",
-        "bco_pair",
-        "sppo_hard",
-        "apo_zero",
-        "apo_down",
-        "discopop",
-        "sigmoid_norm",
-    ] = Field("sigmoid", description="Preference loss, by TRL's name for it.")
+    loss_type: LossName = Field("sigmoid", description="Preference loss, by TRL's name for it.")
     label_smoothing: float = Field(
         0.0,
         ge=0,
@@ -76,7 +68,7 @@ class DpoConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _smoothing_has_its_loss(self) -> "DpoConfig":
-        if self.label_smoothing and self.loss_type not in ("robust", "exo_pair"):
+        if self.label_smoothing and self.loss_type not in SMOOTHED_LOSSES:
             raise ValueError(
                 f"label_smoothing is {self.label_smoothing:g}, but the loss '{self.loss_type}' takes none: set it "
                 "to 0, or loss_type to 'robust' or 'exo_pair'"
@@ -128,7 +120,7 @@ def _with_reference(
     """Batches that know the reference's log-probabilities of `items`; what an interrupted run computed is used."""
     import numpy as np
 
-    from model.training.data import PairBatches
+    from model.training.packing import PairBatches
 
     path = run.scratch / f"reference_{name}.npy"
     length, pairs = cfg.batches.sequence_length, cfg.batches.batch_pairs

@@ -23,7 +23,7 @@ from tasks.train.job import (
 )
 
 if TYPE_CHECKING:
-    from model.training.data import Sequences
+    from model.training.packing import Sequences
     from model.vocabulary.chat_format import Rendered
 
 
@@ -61,7 +61,7 @@ def encode_conversations(
     rendered: Sequence["Rendered"], sequence_length: int, too_long: Literal["truncate", "drop"]
 ) -> Encoded:
     """Cut or leave out what does not fit into a row; leave out what then has nothing to learn."""
-    from model.training.data import join_sequences
+    from model.training.packing import join_sequences
 
     ids, masks = [], []
     truncated = dropped = 0
@@ -104,9 +104,9 @@ def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> Non
     """Train in this process, which may be one of several."""
     import numpy as np
 
-    from model.training.data import PackedBatches
     from model.training.loop import Validation
     from model.training.objectives import NextToken
+    from model.training.packing import PackedBatches
     from model.vocabulary.tokenizer import Tokenizer
     from tasks.models.folder import load_model
 

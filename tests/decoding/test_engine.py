@@ -18,7 +18,7 @@ from model.network.shape import RopeScaling
 from model.network.transformer import Transformer
 from model.quantization import formats
 from model.quantization.calibrate import quantize_to_nearest
-from model.quantization.packed import PackedLinear
+from model.quantization.packed import PackedProjection
 from tests.helpers.inference import random_model
 
 FORMATS = ("f32", *formats.FORMATS)
@@ -62,16 +62,18 @@ def test_packed_weights_stay_packed() -> None:
     assert engine.weights.head.codes.dtype == np.int8
 
 
-def test_cache_grows_and_rewinds() -> None:
-    model, ids = model_in("int8", context_length=700), ids_of(600)
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_cache_grows_and_rewinds(weight_format: str) -> None:
+    model, ids = model_in(weight_format, context_length=700), ids_of(600)
     engine, reference = Engine(model), TorchDecoder(model)
     np.testing.assert_allclose(engine.append(ids), reference.append(ids), atol=1e-4)
     engine.truncate(100)
     np.testing.assert_allclose(engine.append(ids[100:300]), TorchDecoder(model).append(ids[:300]), atol=1e-4)
 
 
-def test_greedy_equals_the_torch_decoder() -> None:
-    model = model_in("int8")
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_greedy_equals_the_torch_decoder(weight_format: str) -> None:
+    model = model_in(weight_format)
     for start in range(3):
         prompt = ids_of(20)[start:]
         assert generate(Engine(model), prompt, set(), 60) == generate(TorchDecoder(model), prompt, set(), 60)
@@ -93,7 +95,7 @@ def test_decoder_for_a_cpu_is_the_engine() -> None:
 def test_a_foreign_scale_is_refused() -> None:
     model = model_in("nvfp4")
     layer = model.model.layers[0].mlp.down_proj
-    assert isinstance(layer, PackedLinear)
+    assert isinstance(layer, PackedProjection)
     layer.scales[0, 0] = 3  # a subnormal E4M3
     with pytest.raises(ValueError, match=r"below 2\^-6"):
         Engine(model)

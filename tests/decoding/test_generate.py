@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import (
     TemperatureLogitsWarper,
@@ -53,6 +54,27 @@ def test_cache_gives_the_logits_of_a_whole_forward() -> None:
     np.testing.assert_allclose(found, expected[[6, 7, 59]], atol=1e-4)
     decoder.truncate(10)
     np.testing.assert_allclose(decoder.append(ids[10:20]), expected[19], atol=1e-4)
+
+
+def test_an_interrupted_read_leaves_the_past_as_it_was() -> None:
+    model, ids = random_model(), prompt_of(40)
+    decoder = TorchDecoder(model)
+    decoder.append(ids[:20])
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    hook = model.model.layers[1].register_forward_pre_hook(interrupt)  # the first layer has read, the second has not
+    with pytest.raises(KeyboardInterrupt):
+        decoder.append(ids[20:27])
+    hook.remove()
+    np.testing.assert_array_equal(decoder.append(ids[20:]), continued(model, ids[:20], ids[20:]))
+
+
+def continued(model: Transformer, first: list[int], then: list[int]) -> NDArray[np.float32]:
+    decoder = TorchDecoder(model)
+    decoder.append(first)
+    return decoder.append(then)
 
 
 class CountingDecoder(TorchDecoder):

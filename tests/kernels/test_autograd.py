@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.kernels import autograd as fused
+from model.kernels.autograd import add_rms_norm, joint_linear, log_sum_exp, split_heads, swiglu
 from model.kernels.jit import COMPILED
 from model.network.rope import RopeScaling, apply_rope, rotation
 from model.network.transformer import RMSNorm
@@ -44,7 +44,7 @@ def test_add_rms_norm(rows: int, with_branch: bool) -> None:
     x, branch, weight = noise(1, rows, 48), noise(1, rows, 48, seed=1).bfloat16(), noise(48, seed=2)
 
     def fast(x: Tensor, weight: Tensor, *branch: Tensor) -> Tensor:
-        total, normed = fused.add_rms_norm(x, branch[0] if branch else None, weight, norm.eps)
+        total, normed = add_rms_norm(x, branch[0] if branch else None, weight, norm.eps)
         return torch.cat((total, normed.float()), dim=-1)
 
     def plain(x: Tensor, weight: Tensor, *branch: Tensor) -> Tensor:
@@ -58,7 +58,7 @@ def test_add_rms_norm(rows: int, with_branch: bool) -> None:
 def test_norm_without_use_of_the_stream() -> None:
     """The final norm's stream goes nowhere: its gradient is missing, not zero."""
     x, weight = noise(2, 5, 16).requires_grad_(), torch.ones(16, requires_grad=True)
-    fused.add_rms_norm(x, None, weight, 1e-6)[1].float().square().sum().backward()
+    add_rms_norm(x, None, weight, 1e-6)[1].float().square().sum().backward()
     wide = x.detach().clone().requires_grad_()
     F.rms_norm(wide, (16,), eps=1e-6).square().sum().backward()
     assert x.grad is not None
@@ -70,19 +70,19 @@ def test_swiglu() -> None:
         gate, up = x.chunk(2, dim=-1)
         return F.silu(gate) * up
 
-    check(fused.swiglu, plain, (3 * noise(2, 70, 2 * 40)).bfloat16())
+    check(swiglu, plain, (3 * noise(2, 70, 2 * 40)).bfloat16())
 
 
 def test_swiglu_at_the_ends_of_the_range() -> None:
     gates = torch.tensor([-1e6, -200.0, -88.0, 0.0, 88.0, 200.0, 1e6])
     x = torch.cat((gates, torch.ones(7)))[None].bfloat16()
-    assert close(fused.swiglu(x)[:, 3:], F.silu(x[:, :7].float())[:, 3:])
-    assert fused.swiglu(x)[0, :3].abs().max() < 1e-30
+    assert close(swiglu(x)[:, 3:], F.silu(x[:, :7].float())[:, 3:])
+    assert swiglu(x)[0, :3].abs().max() < 1e-30
 
 
 def test_joint_linear() -> None:
     weights = [noise(n, 24, seed=n) for n in (8, 4, 12)]
-    check(fused.joint_linear, lambda x, *w: F.linear(x, torch.cat(w)), noise(2, 9, 24).bfloat16(), *weights)
+    check(joint_linear, lambda x, *w: F.linear(x, torch.cat(w)), noise(2, 9, 24).bfloat16(), *weights)
 
 
 @pytest.mark.parametrize("qk_norm", [True, False])
@@ -98,7 +98,7 @@ def test_split_heads(qk_norm: bool, positions_by_row: bool) -> None:
 
     def fast(qkv: Tensor, *norms: Tensor) -> Tensor:
         pair = (norms[0], norms[1]) if norms else None
-        return torch.cat(fused.split_heads(qkv, pair, turn.cos, turn.sin, 1e-6, heads), dim=1)
+        return torch.cat(split_heads(qkv, pair, turn.cos, turn.sin, 1e-6, heads), dim=1)
 
     def plain(qkv: Tensor, *norms: Tensor) -> Tensor:
         q, k, v = qkv.unflatten(-1, (-1, dim)).split((heads, kv_heads, kv_heads), dim=2)
@@ -113,7 +113,7 @@ def test_split_heads(qk_norm: bool, positions_by_row: bool) -> None:
 def test_log_sum_exp_at_extremes(sign: float) -> None:
     logits = torch.stack((torch.full((40,), -3e38), torch.linspace(-1e4, 1e4, 40), -torch.rand(40), torch.zeros(40)))
     logits[3, 7] = sign * math.nan
-    norms, found = fused.log_sum_exp(logits.bfloat16(), torch.tensor([0, 39, 3, 2]))
+    norms, found = log_sum_exp(logits.bfloat16(), torch.tensor([0, 39, 3, 2]))
     torch.testing.assert_close(norms[:3], logits[:3].bfloat16().float().logsumexp(-1), rtol=1e-5, atol=1e-5)
     assert norms[3].isnan()
     assert float(found[1]) == float(logits[1, 39].bfloat16())
@@ -124,8 +124,8 @@ def test_kernels_on_threads_give_the_same_bits() -> None:
 
     def run() -> list[Tensor]:
         leaves = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
-        total, normed = fused.add_rms_norm(leaves[0], None, leaves[1], 1e-6)
-        out = fused.swiglu(normed)
+        total, normed = add_rms_norm(leaves[0], None, leaves[1], 1e-6)
+        out = swiglu(normed)
         return [out, *torch.autograd.grad((out.float().sum() + total.sum()), leaves)]
 
     before = torch.get_num_threads()

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -90,3 +91,25 @@ def test_fast_kernels_call_only_what_becomes_part_of_them() -> None:
             assert called.targetoptions.get("forceinline"), (
                 f"{caller.__name__} calls {called.__name__}: make that a fast_helper"
             )
+
+
+def cache_folder(tree: Path) -> str:
+    """Where the kernels of the model/ in `tree` are kept, as a process that imports it says."""
+    script = "import numba; import model.kernels.jit; print(numba.config.CACHE_DIR)"
+    environment = {**os.environ, "PYTHONPATH": str(tree)}
+    done = subprocess.run([sys.executable, "-c", script], check=True, cwd=tree, env=environment, stdout=subprocess.PIPE)
+    return done.stdout.decode()
+
+
+def test_a_kernel_edited_in_any_folder_is_compiled_anew(tmp_path: Path) -> None:
+    """numba looks at the file of a kernel alone, not at those that it calls: all of model/ decides on the folder."""
+    shutil.copytree(MODEL_FOLDER, tmp_path / "model", ignore=shutil.ignore_patterns("__pycache__"))
+    seen = [cache_folder(tmp_path)]
+    for name in ("corpus/features/kernel.py", "decoding/step.py"):
+        with (tmp_path / "model" / name).open("a") as stream:
+            stream.write("# edited\n")
+        seen.append(cache_folder(tmp_path))
+    assert len(set(seen)) == len(seen)
+    with (tmp_path / "model" / "network" / "hf.py").open("a") as stream:
+        stream.write("# no kernels here\n")
+    assert cache_folder(tmp_path) == seen[-1]

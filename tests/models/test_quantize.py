@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from model.decoding.engine import Engine
 from model.quantization.formats import FORMATS
-from model.quantization.packed import PackedEmbedding, PackedLinear, packed_layers, replace_weights
+from model.quantization.packed import PackedEmbedding, PackedProjection, packed_layers, replace_weights
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, build, obtain
 from tasks.models.folder import PACKED_FILE, is_quantized, load_any_model, load_model, load_quantized
@@ -71,7 +71,7 @@ def test_weights_are_packed_on_disk_and_in_memory(world: World, execution: Execu
         model = load_quantized(found.path)
         assert len(packed_layers(model)) == 2 * 7 + 2
         assert isinstance(model.model.embed_tokens, PackedEmbedding)
-        assert isinstance(model.lm_head, PackedLinear)
+        assert isinstance(model.lm_head, PackedProjection)
         held = sum(t.numel() * t.element_size() for t in model.state_dict().values())
         assert held < size
 

@@ -4,9 +4,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels.autograd import fusion
 from model.kernels.block_attention import block_attention, document_starts
-from model.network.attention import ATTENTION, attention, attention_kernel, flex_attention, plain_attention
+from model.kernels.dispatch import fusion
+from model.network.attention import ATTENTION, attention, attention_kernel, flex_attention
+from tests.helpers.formulas import plain_attention
+
+KERNELS = {**ATTENTION, "plain": plain_attention}
 
 
 def inputs(heads: int, kv_heads: int, length: int, dim: int = 16, batch: int = 2, seed: int = 0) -> list[Tensor]:
@@ -24,7 +27,7 @@ def documents(length: int, batch: int = 2) -> Tensor:
 
 def with_gradients(kernel: str, qkv: list[Tensor], ids: Tensor | None, dtype: torch.dtype) -> list[Tensor]:
     leaves = [x.to(dtype).detach().requires_grad_() for x in qkv]
-    out = ATTENTION[kernel](*leaves, ids)
+    out = KERNELS[kernel](*leaves, ids)
     grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(2))
     return [out.detach(), *torch.autograd.grad(out, leaves, grad.to(dtype))]
 
@@ -70,7 +73,7 @@ def test_gradcheck_of_the_closed_form_backward(masked: bool, monkeypatch: pytest
 def test_documents_do_not_see_each_other(kernel: str) -> None:
     q, k, v = inputs(4, 2, 200)
     ids = torch.cat((torch.zeros(2, 90), torch.ones(2, 110)), dim=1).long()
-    together = ATTENTION[kernel](q, k, v, ids)
+    together = KERNELS[kernel](q, k, v, ids)
     apart = [plain_attention(q[:, :, s], k[:, :, s], v[:, :, s], None) for s in (slice(0, 90), slice(90, 200))]
     torch.testing.assert_close(together, torch.cat(apart, dim=2), atol=1e-5, rtol=1e-5)
 
@@ -82,7 +85,7 @@ def test_fewer_queries_are_the_last_positions(kernel: str) -> None:
     for mask in (None, ids):
         whole = plain_attention(q, k, v, mask)
         for count in (1, 6):
-            part = ATTENTION[kernel](q[:, :, -count:], k, v, mask)
+            part = KERNELS[kernel](q[:, :, -count:], k, v, mask)
             torch.testing.assert_close(part, whole[:, :, -count:], atol=1e-5, rtol=1e-5)
 
 

@@ -7,21 +7,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from model.kernels.autograd import fusion
+from benchmarks.memory import TrainingShape, memory_forecast
+from model.kernels.dispatch import fusion
 from model.kernels.jit import COMPILED
 from model.network.attention import attention_kernel
-from model.network.flops import (
-    TrainingShape,
-    flops_per_token,
-    forward_flops_per_token,
-    matmul_parameters,
-    memory_forecast,
-    num_parameters,
-)
+from model.network.flops import flops_per_token, forward_flops_per_token, matmul_parameters, num_parameters
 from model.network.head import linear_cross_entropy
 from model.network.transformer import ModelConfig, Transformer
 from model.training.optim import build_optimizer
 from model.training.settings import OptimizerSettings
+from tests.helpers.formulas import attention_by_formula
 
 CONFIG = ModelConfig(
     vocab_size=512,
@@ -49,7 +44,7 @@ def test_flops_are_those_that_torch_counts(kv_heads: int) -> None:
     ids = torch.zeros(2, 64, dtype=torch.long)
     model = Transformer(config)
     counter = FlopCounterMode(display=False)
-    with counter, attention_kernel("plain"):
+    with counter, attention_by_formula():
         logits = model(ids)
         forward = counter.get_total_flops()
         logits.sum().backward()

@@ -44,7 +44,7 @@ def attended(model: Transformer, ids: Tensor) -> list[Tensor]:
 
 def attention_shares(attention: Attention, normed: Tensor, turn: Rotation) -> Tensor:
     """softmax(q k / sqrt(head_dim)) by the plain formula."""
-    q, k, _ = attention._heads(normed, turn)
+    q, k, _ = attention.heads(normed, turn)
     k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
     scores = q @ k.mT / CONFIG.head_dim**0.5
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)

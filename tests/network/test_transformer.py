@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.kernels.autograd import fusion
+from model.kernels.dispatch import fusion
 from model.network.attention import attention_kernel
-from model.network.head import linear_cross_entropy, plain_linear_cross_entropy
+from model.network.head import linear_cross_entropy
 from model.network.shape import RopeScaling
 from model.network.transformer import ModelConfig, Transformer
 from model.training.optim import build_optimizer
 from model.training.settings import OptimizerSettings
+from tests.helpers.formulas import attention_by_formula, plain_linear_cross_entropy
 
 CONFIG = ModelConfig(
     vocab_size=300,
@@ -57,7 +58,7 @@ def test_fast_bf16_is_no_farther_from_fp32_than_autocast(qk_norm: bool, kv_heads
     model = build(replace(CONFIG, qk_norm=qk_norm, num_kv_heads=kv_heads))
     ids = batch()
     documents = (torch.arange(149) // 40).expand(3, -1) if packed else None
-    with attention_kernel("plain"):
+    with attention_by_formula():
         exact = step(model, ids, documents)
     with torch.autocast("cpu", torch.bfloat16):
         fast = step(model, ids, documents)

@@ -31,7 +31,7 @@ from model.quantization.nvfp4 import (
     search_scale_bytes,
     unpack_nibbles,
 )
-from model.quantization.packed import PackedEmbedding, PackedLinear
+from model.quantization.packed import PackedEmbedding, PackedProjection
 from tasks.models.quantize import QuantizeConfig
 
 INT8, NVFP4 = FORMATS["int8"], FORMATS["nvfp4"]
@@ -207,7 +207,7 @@ def test_gptq_bears_inputs_that_never_fire(weight_format: str) -> None:
 def test_packed_layers_compute_with_the_dequantized_weights(weight_format: str) -> None:
     weight = matrix(64, 96)
     found = FORMATS[weight_format].nearest(weight)
-    linear, embedding = PackedLinear(found), PackedEmbedding(found)
+    linear, embedding = PackedProjection(found), PackedEmbedding(found)
     x, ids = torch.randn(5, 96), torch.tensor([[0, 3], [63, 3]])
     assert torch.equal(linear(x), x @ found.dequantize().T)
     assert torch.equal(embedding(ids), found.dequantize()[ids])

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from model.training.data import PairBatches
 from model.training.objectives import Preference
+from model.training.packing import PairBatches
 from model.training.parallel import Placement
 from model.training.place import place
 from model.training.settings import OptimizerSettings

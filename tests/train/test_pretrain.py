@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, Outcome, curve_path, obtain
 from tasks.mechanism.store import Store
-from tasks.train.pretrain import PretrainConfig, pretrain, step_plan, text_batches
+from tasks.train.pretrain import PretrainConfig, pretrain, step_plan
 from tests.conftest import require_module, require_program
 from tests.helpers.training import (
     VOCAB_SIZE,
@@ -333,13 +333,6 @@ def test_a_ramp_takes_its_share_of_the_windows_however_training_ends(first_batch
     for sizes in (batches, by_steps.row_length):
         if sizes[0] != sizes[-1]:
             assert batches[sizes != sizes[-1]].sum() == pytest.approx(0.3 * windows, abs=8)
-
-
-def test_trace_knows_the_steps_of_a_document(inputs: Inputs) -> None:
-    cfg = tiny_pretrain(batches={"steps": 30})
-    batches = text_batches(cfg, inputs["tokens"].path, inputs["tokenizer"].path)
-    first = int(batches.items(4)[0]) * cfg.batches.sequence_length
-    assert 4 in batches.steps_that_saw(first, first + 1)
 
 
 def rope(**values: Any) -> dict[str, Any]:

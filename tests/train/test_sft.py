@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from model.network.head import IGNORED
-from model.training.data import PackedBatches
+from model.training.packing import PackedBatches
 from model.vocabulary.chat_format import Rendered, render_conversation
 from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution

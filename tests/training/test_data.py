@@ -8,17 +8,8 @@ from hypothesis import strategies as st
 
 from model.network.head import IGNORED
 from model.network.transformer import ModelConfig, Transformer
-from model.training.data import (
-    PackedBatches,
-    PairBatches,
-    Ramp,
-    WindowBatches,
-    best_fit,
-    join_sequences,
-    lay_out,
-    plan_steps,
-    visit,
-)
+from model.training.data import Ramp, WindowBatches, plan_steps, visit
+from model.training.packing import PackedBatches, PairBatches, best_fit, join_sequences, lay_out
 
 BYTES = np.arange(100, dtype=np.float32)
 EOT = 7
@@ -91,15 +82,6 @@ def test_a_batch_ramp_continues_the_same_walk() -> None:
 def test_a_ramp_that_does_not_double_is_refused() -> None:
     with pytest.raises(ValueError, match="power of two"):
         Ramp(3, 16, 0.5)
-
-
-@pytest.mark.parametrize(("start", "stop"), [(0, 1), (16, 17), (100, 180), (980, 1000)])
-def test_steps_that_saw_tokens(start: int, stop: int) -> None:
-    batches = windows(epochs=2.5)
-    steps = batches._plan.steps
-    wanted = set(range(start, stop))
-    by_hand = [s for s in range(steps) if any(wanted & set(range(i * 16, i * 16 + 17)) for i in batches.items(s))]
-    assert batches.steps_that_saw(start, stop) == by_hand
 
 
 def test_too_little_text_is_refused() -> None:

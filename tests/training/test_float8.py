@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.kernels.autograd import fusion
+from model.kernels.dispatch import fusion
 from model.network.head import linear_cross_entropy
+from model.network.projection import PlainProjection
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
-from model.training.float8 import Float8Linear, check_float8, to_float8, use_float8
+from model.training.float8 import Float8Projection, check_float8, to_float8, use_float8
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64,
@@ -46,18 +47,18 @@ def test_scaling_uses_the_whole_range(dtype: torch.dtype, size: float) -> None:
 
 
 def test_zeros_stay_zeros() -> None:
-    linear = nn.Linear(16, 32, bias=False)
+    linear = Float8Projection.of(16, 32)
     linear.weight.data.zero_()
-    out = Float8Linear(linear)(random(3, 16).requires_grad_())
+    out = linear(random(3, 16).requires_grad_())
     out.sum().backward()
     assert not out.any() and torch.isfinite(linear.weight.grad).all()
 
 
 @pytest.mark.parametrize("rows", [32, 7])
 def test_values_and_gradients_follow_the_formula(rows: int) -> None:
-    linear = nn.Linear(48, 64, bias=False)
+    linear = Float8Projection.of(48, 64)
     x, grad = random(rows, 48, seed=1).requires_grad_(), random(rows, 64, seed=2).bfloat16()
-    out = Float8Linear(linear)(x)
+    out = linear(x)
     out.backward(grad)
     assert out.dtype == torch.bfloat16 and x.grad is not None and linear.weight.grad is not None
     q_x, q_w = rounded(x.detach(), torch.float8_e4m3fn), rounded(linear.weight.detach(), torch.float8_e4m3fn)
@@ -76,8 +77,8 @@ def test_a_model_keeps_its_names_and_its_head() -> None:
     use_float8(model)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
-    assert sum(isinstance(module, Float8Linear) for module in model.modules()) == 7 * CONFIG.num_layers
-    assert type(model.lm_head) is nn.Linear
+    assert sum(isinstance(module, Float8Projection) for module in model.modules()) == 7 * CONFIG.num_layers
+    assert type(model.lm_head) is PlainProjection
 
 
 def learn(model: Transformer, ids: Tensor, steps: int) -> list[float]:
@@ -108,7 +109,7 @@ def test_it_learns_as_in_bf16() -> None:
 
 def test_odd_widths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"multiples of 16, found a matrix of 64 x 40"):
-        Float8Linear(nn.Linear(40, 64, bias=False))
+        Float8Projection.of(40, 64)
 
 
 def test_a_device_without_fp8_is_refused() -> None:

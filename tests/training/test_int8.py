@@ -11,17 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from model.kernels import autograd as fused
+from model.kernels.autograd import swiglu
+from model.kernels.dispatch import Fusion, fusion
 from model.kernels.int8 import DITHERED
 from model.kernels.jit import COMPILED
-from model.network.head import linear_cross_entropy, plain_linear_cross_entropy
+from model.network.head import linear_cross_entropy
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from model.training import int8_head, int8_matrix
-from model.training.int8 import Int8Linear, int8_linear, int8_mlp, use_int8
+from model.training.int8 import Int8Projection, int8_linear, int8_mlp, use_int8
 from model.training.int8_head import Int8Products, quantize_softmax
 from model.training.int8_matrix import add_transposed_product, has_vnni, product, quantize_columns, quantize_rows
 from model.training.objectives import NextToken
+from tests.helpers.formulas import plain_linear_cross_entropy
 
 CONFIG = ModelConfig(
     vocab_size=70, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=88,
@@ -52,9 +54,9 @@ def using(threads: int) -> Iterator[None]:
 @FORMS
 @settings(deadline=None, max_examples=40)
 @given(rows=st.integers(1, 300), columns=st.integers(1, 70), size=st.sampled_from([1e-20, 1.0, 1e20]))
-def test_rounding_is_within_half_a_step(form: fused.Fusion, rows: int, columns: int, size: float) -> None:
+def test_rounding_is_within_half_a_step(form: Fusion, rows: int, columns: int, size: float) -> None:
     x = (noise(rows, columns) * size).bfloat16()
-    with fused.fusion(form):
+    with fusion(form):
         by_row, row_scales = quantize_rows(x)
         by_column, column_scales = quantize_columns(x)
     wide = x.float()
@@ -66,24 +68,24 @@ def test_rounding_is_within_half_a_step(form: fused.Fusion, rows: int, columns: 
 
 
 @FORMS
-def test_factors_go_into_the_columns(form: fused.Fusion) -> None:
+def test_factors_go_into_the_columns(form: Fusion) -> None:
     x, factors = noise(600, 20), torch.rand(600, generator=torch.Generator().manual_seed(1))
-    with fused.fusion(form):
+    with fusion(form):
         values, scales = quantize_columns(x, factors)
     assert ((values * scales - x.float() * factors[:, None]).abs() <= 0.5001 * scales).all()
 
 
 @FORMS
 @pytest.mark.parametrize("rows", [1, 37, 700])
-def test_products_and_gradients_follow_the_formula(form: fused.Fusion, rows: int) -> None:
+def test_products_and_gradients_follow_the_formula(form: Fusion, rows: int) -> None:
     weights = [nn.Parameter(noise(size, 48, seed=size).float() / 7) for size in (56, 24)]
     x, grad = noise(rows, 48, seed=1).requires_grad_(), noise(rows, 80, seed=2)
-    with fused.fusion(form):
+    with fusion(form):
         out = int8_linear(x, *weights)
         gradients = torch.autograd.grad(out, (x, *weights), grad)
     joint = torch.cat([weight.detach() for weight in weights]).bfloat16()
     wide = x.detach().float()
-    with fused.fusion(form):
+    with fusion(form):
         by_row = [quantize_rows(matrix) for matrix in (x.detach(), joint, grad)]
         columns, column_scales = quantize_columns(joint)
         g_values, g_scales = by_row[2]
@@ -117,9 +119,9 @@ def test_sums_that_int32_cannot_hold() -> None:
 
 
 @FORMS
-def test_zeros_stay_zeros_and_nan_is_seen(form: fused.Fusion) -> None:
+def test_zeros_stay_zeros_and_nan_is_seen(form: Fusion) -> None:
     weight = nn.Parameter(noise(24, 16).float())
-    with fused.fusion(form):
+    with fusion(form):
         assert not int8_linear(torch.zeros(300, 16, dtype=torch.bfloat16), weight).any()
         for bad in (float("nan"), float("inf")):
             x = noise(300, 16)
@@ -132,7 +134,7 @@ def test_zeros_stay_zeros_and_nan_is_seen(form: fused.Fusion) -> None:
 @FORMS
 @pytest.mark.parametrize("logits_at_once", [100 * 64, 1 << 20])
 def test_probabilities_are_rounded_without_bias(
-    form: fused.Fusion, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
+    form: Fusion, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The mean of 4096 rows, each at another height, as in life: a likely token, and 98 that to the nearest are 0."""
     monkeypatch.setattr(int8_head, "LOGITS_AT_ONCE", logits_at_once)
@@ -141,7 +143,7 @@ def test_probabilities_are_rounded_without_bias(
     weight = torch.tensor([[0, 64, 1]] * 100, dtype=torch.int8)
     weight[5, 0] = 127
     x_scales, weight_scales = torch.full((4096,), 9 / 127**2), torch.ones(100)
-    with fused.fusion(form):
+    with fusion(form):
         values, *numbers = quantize_softmax((x, x_scales), (weight, weight_scales), torch.full((4096,), 7))
     logits = (x.float() @ weight.float().T) * x_scales[:, None]
     for number, exact in zip(numbers, (logits[:, 5], logits.logsumexp(1), logits[:, 7]), strict=True):
@@ -156,11 +158,11 @@ def test_probabilities_are_rounded_without_bias(
 
 @FORMS
 @pytest.mark.parametrize("size", [1e-30, 1.0, 50.0])
-def test_a_softmax_at_extremes(form: fused.Fusion, size: float) -> None:
+def test_a_softmax_at_extremes(form: Fusion, size: float) -> None:
     """A label that has all of the probability or none, logits that are all alike, a vocabulary of two."""
     hidden, weight = noise(90, 32) * size, noise(2, 32, seed=1)
     for labels in (torch.zeros(90, dtype=torch.int64), torch.ones(90, dtype=torch.int64)):
-        with fused.fusion(form):
+        with fusion(form):
             x, w = quantize_rows(hidden.bfloat16()), quantize_rows(weight)
             values, highest, norms, found = quantize_softmax(x, w, labels)
         logits = ((x[0] * x[1][:, None].double()) @ (w[0] * w[1][:, None].double()).T).float()
@@ -172,11 +174,11 @@ def test_a_softmax_at_extremes(form: fused.Fusion, size: float) -> None:
 
 @FORMS
 @pytest.mark.parametrize("shape", [(16, 40, 32), (37, 5, 50), (1, 1, 1), (64, 300, 15)])
-def test_a_transposed_product_is_added(form: fused.Fusion, shape: tuple[int, int, int]) -> None:
+def test_a_transposed_product_is_added(form: Fusion, shape: tuple[int, int, int]) -> None:
     m, k, n = shape
     (a, scales), b = quantize_rows(noise(m, k)), quantize_rows(noise(k, n, seed=1))[0]
     found = torch.ones(n, m)
-    with fused.fusion(form):
+    with fusion(form):
         add_transposed_product(found, a, scales, b)
     torch.testing.assert_close(found, 1 + (a.float() @ b.float()).T * scales)
 
@@ -190,7 +192,7 @@ def test_an_mlp_at_once_is_the_mlp_in_steps(rows: int, sums_at_once: int, monkey
                       for seed, shape in enumerate([(56, 48), (56, 48), (48, 56)]))  # fmt: skip
     x, grad = noise(2, rows, 48, seed=3).requires_grad_(), noise(2, rows, 48, seed=4)
     at_once = int8_mlp(x, gate, up, down)
-    in_steps = int8_linear(fused.swiglu(int8_linear(x, gate, up)), down)
+    in_steps = int8_linear(swiglu(int8_linear(x, gate, up)), down)
     assert torch.equal(at_once, in_steps)
     gradients = (torch.autograd.grad(out, (x, gate, up, down), grad) for out in (at_once, in_steps))
     assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True))
@@ -198,11 +200,11 @@ def test_an_mlp_at_once_is_the_mlp_in_steps(rows: int, sums_at_once: int, monkey
 
 @FORMS
 @pytest.mark.parametrize("z_loss", [0.0, 1e-3])
-def test_the_loss_and_its_gradients(form: fused.Fusion, z_loss: float) -> None:
+def test_the_loss_and_its_gradients(form: Fusion, z_loss: float) -> None:
     hidden, weight = (3 * noise(2, 350, 64)).requires_grad_(), (noise(500, 64, seed=1) / 8).requires_grad_()
     labels = torch.randint(0, 500, (2, 350), generator=torch.Generator().manual_seed(2))
     labels[0, :9] = -100
-    with fused.fusion(form):
+    with fusion(form):
         loss = linear_cross_entropy(hidden, weight, labels, z_loss, products=Int8Products)
         found = torch.autograd.grad(loss, (hidden, weight))
     wide = hidden.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
@@ -214,7 +216,7 @@ def test_the_loss_and_its_gradients(form: fused.Fusion, z_loss: float) -> None:
 
 @FORMS
 @pytest.mark.parametrize("probability", [0.1, 0.9, 0.999])
-def test_the_gradient_of_what_is_known_already(form: fused.Fusion, probability: float) -> None:
+def test_the_gradient_of_what_is_known_already(form: Fusion, probability: float) -> None:
     """It goes to 0 with what is missing to 1, and its error with it."""
     weight = (noise(1000, 64, seed=1) / 4).requires_grad_()
     labels = torch.arange(200) * 3
@@ -224,7 +226,7 @@ def test_the_gradient_of_what_is_known_already(form: fused.Fusion, probability: 
     others = logits.scatter(1, labels[:, None], -torch.inf).logsumexp(1)
     known = (hidden * ((torch.tensor(high) + others) / logits.gather(1, labels[:, None])[:, 0])[:, None]).bfloat16()
     known.requires_grad_()
-    with fused.fusion(form):
+    with fusion(form):
         loss = linear_cross_entropy(known, weight, labels, products=Int8Products)
         found = torch.autograd.grad(loss, (known, weight))
     wide = known.detach().float().requires_grad_(), weight.detach().float().requires_grad_()
@@ -234,10 +236,10 @@ def test_the_gradient_of_what_is_known_already(form: fused.Fusion, probability: 
 
 
 @FORMS
-def test_slices_and_nothing_at_all(form: fused.Fusion) -> None:
+def test_slices_and_nothing_at_all(form: Fusion) -> None:
     weight = nn.Parameter(noise(24, 16).float())
     wide = noise(5, 40)
-    with fused.fusion(form):
+    with fusion(form):
         assert torch.equal(int8_linear(wide[:, :16], weight), int8_linear(wide[:, :16].contiguous(), weight))
         empty = torch.zeros(2, 0, 16, dtype=torch.bfloat16, requires_grad=True)
         out = int8_linear(empty, weight)
@@ -299,21 +301,21 @@ def test_a_model_keeps_its_names_and_is_judged_in_bf16() -> None:
     use_int8(model)
     after = dict(model.named_parameters())
     assert after.keys() == before.keys() and all(after[name] is before[name] for name in before)
-    assert sum(isinstance(module, Int8Linear) for module in model.modules()) == 7 * CONFIG.num_layers
+    assert sum(isinstance(module, Int8Projection) for module in model.modules()) == 7 * CONFIG.num_layers
     batch = next_tokens()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         for form in ("auto", "off"):
-            with fused.fusion(form):
+            with fusion(form):
                 judged = [float(NextToken(m).eval()(batch)[0]) for m in (model, usual)]
                 trained = float(NextToken(model).train()(batch)[0])
             assert judged[0] == judged[1] != trained
 
 
-def learn(model: Transformer, steps: int, form: fused.Fusion) -> list[float]:
+def learn(model: Transformer, steps: int, form: Fusion) -> list[float]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     objective, batch, losses = NextToken(model).train(), next_tokens(), []
     for _ in range(steps):
-        with torch.autocast("cpu", torch.bfloat16), fused.fusion(form):
+        with torch.autocast("cpu", torch.bfloat16), fusion(form):
             loss = objective(batch)[0] / batch["labels"].numel()
         optimizer.zero_grad()
         loss.backward()
@@ -323,7 +325,7 @@ def learn(model: Transformer, steps: int, form: fused.Fusion) -> list[float]:
 
 
 @FORMS
-def test_it_learns_as_in_bf16(form: fused.Fusion) -> None:
+def test_it_learns_as_in_bf16(form: Fusion) -> None:
     usual = Transformer(CONFIG)
     usual.initialize(0)
     quick = copy.deepcopy(usual)
@@ -337,7 +339,7 @@ def test_it_learns_as_in_bf16(form: fused.Fusion) -> None:
 
 def test_a_single_row_is_as_good_as_many() -> None:
     """Tokens do not share scales in a forward pass."""
-    linear = Int8Linear(nn.Linear(16, 24, bias=False))
+    linear = Int8Projection.of(16, 24)
     x = noise(40, 16)
     x[1] *= 1e4
     with torch.no_grad():

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.network.flops import TrainingShape, memory_forecast
+from benchmarks.memory import TrainingShape, memory_forecast
 from model.network.head import linear_cross_entropy
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from model.training import meter
-from model.training.data import Batch, join_sequences, lay_out
+from model.training.data import Batch
 from model.training.meter import Meter, NvmlEnergy, RaplEnergy, data_sheet_peak, find_energy, measured_cpu_peak
+from model.training.packing import join_sequences, lay_out
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig(

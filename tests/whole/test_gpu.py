@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.network.attention import attention_kernel
-from model.network.head import linear_cross_entropy, plain_linear_cross_entropy, token_log_probs
+from model.network.head import linear_cross_entropy, token_log_probs
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from model.training.compile import compile_layers
-from model.training.float8 import Float8Linear, use_float8
+from model.training.float8 import Float8Projection, use_float8
 from model.training.optim import build_optimizer
 from model.training.settings import OptimizerSettings
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, curve_path, obtain
 from tasks.mechanism.store import Store
 from tasks.train.pretrain import pretrain
+from tests.helpers.formulas import attention_by_formula, plain_linear_cross_entropy
 from tests.helpers.training import make_inputs, tiny_pretrain
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -81,7 +81,7 @@ def test_gradients_are_those_of_a_cpu_in_fp32(packed: bool, layers: str) -> None
     ids = torch.randint(0, 512, (4, 385), generator=torch.Generator().manual_seed(3))
     documents = (torch.rand(4, 384, generator=torch.Generator().manual_seed(4)) < 0.01).long().cumsum(1)
     given = documents if packed else None
-    with attention_kernel("plain"):
+    with attention_by_formula():
         expected = gradients(model, ids, given, autocast=False)
     moved = copy.deepcopy(model).cuda()
     moved.recompute_layers = layers == "recomputed"
@@ -110,11 +110,11 @@ def test_an_optimizer_steps_as_on_a_cpu(kind: Literal["normuon", "muon", "adamw"
 
 
 def test_fp8_products_are_those_that_a_cpu_computes() -> None:
-    linear = torch.nn.Linear(256, 512, bias=False)
+    weight = torch.nn.Linear(256, 512, bias=False).weight
     x, grad = random(70, 256, seed=1), random(70, 512, seed=2).bfloat16()
     results = []
     for device in ("cpu", "cuda"):
-        layer = Float8Linear(copy.deepcopy(linear).to(device))
+        layer = Float8Projection(torch.nn.Parameter(weight.detach().to(device, copy=True)))
         leaf = x.clone().to(device).requires_grad_()
         out = layer(leaf)
         out.backward(grad.to(device))
