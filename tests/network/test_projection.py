@@ -86,7 +86,7 @@ def test_names_stay_those_of_hugging_face(kind: type[Projection]) -> None:
     names = [name for name, module in model.named_modules() if isinstance(module, Projection)]
     weights = dict(model.named_parameters())
     if kind is PackedProjection:
-        quantize_to_nearest(model, "int8")
+        quantize_to_nearest(model, formats.FORMATS["int8"])
     elif kind is Int8Projection:
         use_int8(model)
     elif kind is Float8Projection:
