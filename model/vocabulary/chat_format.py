@@ -1,5 +1,6 @@
 """The chat format (ChatML): how messages become tokens, and which of those tokens the model is to learn."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +20,14 @@ CHAT_TEMPLATE = (
 )
 """Jinja template for transformers and servers; `generation` marks what counts as the assistant's own words."""
 
+_GENERATION_TAG = re.compile(r"\{%-?\s*(?:end)?generation\s*-?%\}")
+
 Message = Mapping[str, str]
+
+
+def serving_template(template: str) -> str:
+    """The template without what only training reads: engines with plain Jinja refuse the tag `generation`."""
+    return _GENERATION_TAG.sub("", template)
 
 
 @dataclass(frozen=True)

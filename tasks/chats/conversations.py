@@ -4,7 +4,7 @@ Files may be in any usual layout: OpenAI `messages`, ShareGPT `conversations`, A
 `prompt`/`completion`. Python source (the embedded corpus) becomes questions and answers by rules.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from tasks.chats.messages import (
     content_id,
     first_question,
     group_hash,
+    instruction_of,
     messages_of,
     text_or_messages,
+    with_system,
     write_rows,
 )
 from tasks.chats.rules import dialogues
@@ -106,26 +108,25 @@ def conversation_of(fields: Mapping[str, Any]) -> Messages:
     Raises:
         ValueError: no known layout, or nobody answers.
     """
-    messages = _messages_in_layout(fields)
+    messages = with_system(fields, _messages_in_layout(fields))
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     if last < 0 or not messages[last]["content"].strip():
         raise ValueError("the conversation has no answer of the assistant")
+    for number, message in enumerate(messages[:last], start=1):
+        if message["role"] == "assistant" and not message["content"].strip():
+            raise ValueError(f"message {number}: an empty answer would teach to say nothing")
     return messages[: last + 1]
 
 
 def _messages_in_layout(fields: Mapping[str, Any]) -> Messages:
-    if fields.get("messages") is not None:
-        return messages_of(fields["messages"])
-    if fields.get("conversations") is not None:
-        turns = fields["conversations"]
-        is_sharegpt = (
-            isinstance(turns, Sequence) and bool(turns) and isinstance(turns[0], Mapping) and "from" in turns[0]
-        )
-        return messages_of(turns, "from", "value") if is_sharegpt else messages_of(turns)
-    if isinstance(fields.get("instruction"), str) and isinstance(fields.get("output"), str):
-        parts = [fields["instruction"], fields.get("input") or ""]
-        question = "\n\n".join(part for part in parts if part)
-        return [{"role": "user", "content": question}, {"role": "assistant", "content": fields["output"]}]
+    is_alpaca = isinstance(fields.get("instruction"), str) and isinstance(fields.get("output"), str)
+    turns = next((fields[name] for name in ("messages", "conversations") if fields.get(name) is not None), None)
+    if fields.get("history") and (turns is not None or not is_alpaca):
+        raise ValueError("'history': is known beside `instruction` and `output` only")
+    if turns is not None:
+        return text_or_messages(turns, "user") if not isinstance(turns, str) else messages_of(turns)
+    if is_alpaca:
+        return [*instruction_of(fields), {"role": "assistant", "content": fields["output"]}]
     if "prompt" in fields and "completion" in fields:
         return [*text_or_messages(fields["prompt"], "user"), *text_or_messages(fields["completion"], "assistant")]
     raise ValueError(f"no known layout: found the fields {', '.join(fields) or 'none'}; {_EXPECTED}")

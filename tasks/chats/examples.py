@@ -97,12 +97,13 @@ def write_examples(
             f"Found {len(table)} {kind.called} in {len(source.files)} files, at least 2 are needed (training and "
             f"validation). In the files of {kind.option}, {kind.expected}."
         )
-    held_out = pa.array(
-        validation_mask(table["group"].to_pylist(), table[identifier].to_pylist(), cfg.validation_share)
-    )
-    for name, part in (("train", table.filter(pc.invert(held_out))), ("validation", table.filter(held_out))):
+    held_out = validation_mask(table["group"].to_pylist(), table[identifier].to_pylist(), cfg.validation_share)
+    mask = pa.array(held_out)
+    for name, part in (("train", table.filter(pc.invert(mask))), ("validation", table.filter(mask))):
         write_table(part.select(kind.schema.names), run.out / f"{name}.parquet")
         run.metric(f"{name}_{kind.counted}", len(part))
+    validation = int(held_out.sum())
+    run.say(f"{validation} of {len(table)} {kind.called} ({validation / len(table):.1%}) are held out for validation")
     write_errors(run, errors)
     return counts
 

@@ -19,12 +19,15 @@ from tasks.chats.messages import (
     content_id,
     first_question,
     group_hash,
+    instruction_of,
     text_or_messages,
+    with_system,
     write_rows,
 )
 from tasks.chats.rules import Aspect, Exchange, rejected_answer
 from tasks.mechanism.stage import StageRun, stage
 from tasks.text.bad_records import ErrorRecord
+from tasks.text.readers.records import shown
 from tasks.text.source import Source, source_name
 
 _ASPECTS: tuple[Aspect, ...] = ("purpose", "parameters", "parameter", "returns")
@@ -113,17 +116,52 @@ def preference_of(fields: Mapping[str, Any]) -> tuple[Messages, Messages, Messag
         raise ValueError(f"no field {' and '.join(map(repr, missing))}; found: {', '.join(fields)}; {_EXPECTED}")
     chosen = text_or_messages(fields["chosen"], "assistant")
     rejected = text_or_messages(fields["rejected"], "assistant")
-    if fields.get("prompt") is None or (len(chosen) > 1 and len(rejected) > 1):
-        shared = next(
-            (i for i, (a, b) in enumerate(zip(chosen[:-1], rejected[:-1])) if a != b),
-            min(len(chosen), len(rejected)) - 1,
-        )
-        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
-    else:
-        prompt = text_or_messages(fields["prompt"], "user")
+    shared = _shared_turns(chosen, rejected)
+    given = _given_prompt(fields)
+    prompt = with_system(fields, [*_before(given, chosen[:shared]), *chosen[:shared]])
+    chosen, rejected = chosen[shared:], rejected[shared:]
     if not prompt:
         raise ValueError(f"no field 'prompt'; found: {', '.join(fields)}; {_EXPECTED}")
     for field, answer in (("chosen", chosen), ("rejected", rejected)):
         if not any(message["role"] == "assistant" for message in answer):
             raise ValueError(f"{field!r} has no answer of the assistant: {answer}")
+        if answer[-1]["role"] != "assistant":
+            raise ValueError(f"{field!r} ends with a turn of the {answer[-1]['role']}: {shown(answer[-1]['content'])}")
     return prompt, chosen, rejected
+
+
+def _given_prompt(fields: Mapping[str, Any]) -> Messages:
+    """What a field of its own says came before the answers; [] where there is none."""
+    if fields.get("prompt") is not None:
+        return text_or_messages(fields["prompt"], "user")
+    if isinstance(fields.get("instruction"), str):
+        return instruction_of(fields)
+    # LLaMA-Factory's rankings. `messages` is no prompt: in UltraFeedback it is the better conversation once more.
+    turns = fields.get("conversations")
+    return [] if turns is None else text_or_messages(turns, "user")
+
+
+def _shared_turns(chosen: Messages, rejected: Messages) -> int:
+    """How many turns both sides begin with; at least one is left to each."""
+    most = min(len(chosen), len(rejected)) - 1
+    return next((i for i in range(most) if chosen[i] != rejected[i]), most)
+
+
+def _before(given: Messages, shared: Messages) -> Messages:
+    """The part of a given prompt that the answers do not repeat.
+
+    Raises:
+        ValueError: the answers begin with other questions than the prompt has.
+    """
+    for repeated in range(min(len(given), len(shared)), 0, -1):
+        if _plain(given[-repeated:]) == _plain(shared[:repeated]):
+            return given[:-repeated]
+    if given and _plain(shared[-len(given) :]) == _plain(given):
+        return []  # the prompt is the last question of a conversation that the answers hold from its start
+    if given and shared and shared[0]["role"] != "assistant":
+        raise ValueError(f"'prompt': the answers begin with another one, {shown(shared[0]['content'])}")
+    return given
+
+
+def _plain(messages: Messages) -> list[tuple[str, str]]:
+    return [(message["role"], message["content"].strip()) for message in messages]

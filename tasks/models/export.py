@@ -23,6 +23,7 @@ from model.network.shape import ModelConfig, RopeScaling
 from model.network.transformer import Transformer
 from model.quantization.formats import DEFAULT, FORMATS, GGUF_FILE_TYPES, QuantizedWeight
 from model.quantization.packed import PackedWeight
+from model.vocabulary.chat_format import serving_template
 from tasks.models.folder import (
     chat_template,
     formats_of,
@@ -174,7 +175,7 @@ def _add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
     writer.add_eos_token_id(special["<|im_end|>"])
     writer.add_eot_token_id(special["<|im_end|>"])
     writer.add_pad_token_id(special["<|pad|>"])
-    writer.add_chat_template(chat_template(folder))
+    writer.add_chat_template(serving_template(chat_template(folder)))
 
 
 def _add_weight(writer: Any, name: str, module: torch.nn.Module, weights: str, heads: int) -> None:

@@ -7,14 +7,21 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tasks.chats.conversations import ConversationsConfig, conversation_of, conversations
-from tasks.chats.messages import validation_mask
+from tasks.chats.messages import content_id, group_hash, validation_mask
+from tasks.chats.preferences import preference_of
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, obtain
 from tasks.text.source import resolve_source
 from tests.helpers import tiny
 
+FIELDS = (
+    *("messages", "conversations", "role", "content", "from", "value", "instruction", "input", "output", "history"),
+    *("system", "prompt", "completion", "chosen", "rejected", "weight", "tool_calls", "type", "text"),
+)
 QUESTION = {"role": "user", "content": "What is steel?"}
 ANSWER = {"role": "assistant", "content": "Iron with some carbon."}
 
@@ -69,6 +76,94 @@ def test_unusable_records_say_why(fields: dict[str, Any], words: str) -> None:
         conversation_of(fields)
 
 
+SYSTEM = {"role": "system", "content": "Be brief."}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"messages": [SYSTEM, QUESTION, ANSWER]},
+        {"system": "Be brief.", "messages": [QUESTION, ANSWER]},
+        {"system": "Be brief.", "messages": [SYSTEM, QUESTION, ANSWER]},
+        {
+            "system": "Be brief.",
+            "conversations": [
+                {"from": "human", "value": "What is steel?"},
+                {"from": "chatgpt", "value": ANSWER["content"]},
+            ],
+        },
+        {"system_prompt": "Be brief.", "instruction": "What is steel?", "output": ANSWER["content"], "history": []},
+        {"system": "Be brief.", "prompt": "What is steel?", "completion": ANSWER["content"], "tools": None},
+    ],
+)
+def test_a_system_field_is_the_first_message(fields: dict[str, Any]) -> None:
+    assert conversation_of(fields) == [SYSTEM, QUESTION, ANSWER]
+
+
+def test_alpaca_history_comes_before_the_question() -> None:
+    record = {"instruction": "Third", "output": "A3", "history": [["First", "A1"], ["Second", "A2"]]}
+    assert [m["content"] for m in conversation_of(record)] == ["First", "A1", "Second", "A2", "Third", "A3"]
+
+
+def test_a_transcript_is_its_turns() -> None:
+    record = {
+        "prompt": "\n\nHuman: What is iron?\n\nAssistant: A metal.\n\nHuman: Steel?\n\nAssistant:",
+        "completion": " An alloy.",
+    }
+    assert [(m["role"], m["content"].strip()) for m in conversation_of(record)] == [
+        ("user", "What is iron?"), ("assistant", "A metal."), ("user", "Steel?"), ("assistant", "An alloy."),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"messages": [QUESTION, {**ANSWER, "weight": 0}]}, "'weight': only 1 can be learnt, found 0"),
+        ({"messages": [QUESTION, {**ANSWER, "train": False}]}, "'train'"),
+        ({"messages": [QUESTION, {"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}]}, "'tool_calls'"),
+        (
+            {"messages": [QUESTION, {"role": "assistant", "content": ""}, QUESTION, ANSWER]},
+            "message 2: an empty answer",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": None}]}, ANSWER]},
+            "expected a message with",
+        ),
+        ({"messages": [QUESTION, ANSWER], "tools": [{"name": "f"}]}, "'tools': cannot be learnt"),
+        ({"messages": [QUESTION, ANSWER], "system": 5}, "'system': expected text, found 5"),
+        ({"messages": [SYSTEM, QUESTION, ANSWER], "system": "Be long."}, "'system': the messages begin with another"),
+        ({"messages": [QUESTION, ANSWER], "history": [["a", "b"]]}, "'history': is known beside"),
+        ({"instruction": "I", "output": "O", "input": 5}, "'input': expected text, found 5"),
+        ({"instruction": "I", "output": "O", "history": [["a"]]}, "'history': expected pairs"),
+        ({"instruction": "I", "output": "O", "history": 7}, "'history': expected pairs"),
+    ],
+)
+def test_a_field_that_would_be_dropped_is_named(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        conversation_of(fields)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers(-2, 2) | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values, max_size=6))
+def test_any_record_is_messages_or_a_named_refusal(fields: dict[str, Any]) -> None:
+    for parse in (conversation_of, preference_of):
+        try:
+            found = parse(fields)
+        except ValueError:
+            continue
+        sides = [found] if parse is conversation_of else [[*found[0], *side] for side in found[1:]]
+        for messages in sides:
+            assert messages[-1]["role"] == "assistant"
+            assert all(isinstance(message["content"], str) for message in messages)
+
+
 def write_jsonl(path: Path, records: list[dict[str, Any]]) -> Path:
     path.write_bytes(gzip.compress("".join(json.dumps(r) + "\n" for r in records).encode()))
     return path
@@ -106,6 +201,25 @@ def test_validation_mask_keeps_groups_together() -> None:
     assert validation_mask(groups, groups, 0.2).tolist() == [True, False, True, False]
     one_group, ids = ["f" * 16] * 4, [f"{i:032x}" for i in (0, 1 << 127, 1 << 126, 3 << 126)]
     assert validation_mask(one_group, ids, 0.2).tolist() == [True, False, True, False], "else nothing is left to learn"
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(1, 700), min_size=1, max_size=60),
+    st.sampled_from([0.001, 0.03, 0.1, 0.25, 0.5]),
+    st.integers(0, 1 << 30),
+)
+def test_validation_has_about_the_share_asked_for(sizes: list[int], share: float, seed: int) -> None:
+    groups = [group_hash(f"{seed} {number}") for number, size in enumerate(sizes) for _ in range(size)]
+    count = len(groups)
+    held_out = int(validation_mask(groups, [content_id([seed, i]) for i in range(count)], share).sum())
+    assert min(32, count // 2) <= held_out <= max(min(32, count // 2), max(0.1, 1.25 * share) * count)
+
+
+def test_one_first_question_of_many_conversations_does_not_decide_the_share() -> None:
+    questions = ["Summarize the text."] * 2970 + [f"Other {i}?" for i in range(30)]
+    groups, ids = [group_hash(text) for text in questions], [content_id([q, i]) for i, q in enumerate(questions)]
+    assert 60 <= validation_mask(groups, ids, 0.03).sum() <= 130
 
 
 def test_limit_and_duplicates(tmp_path: Path, execution: Execution) -> None:

@@ -49,6 +49,66 @@ def test_several_turns_before_the_answers() -> None:
     assert preference_of({"prompt": history, "chosen": GOOD, "rejected": WORSE}) == (history, GOOD, WORSE)
 
 
+def turn(role: str, content: str) -> dict[str, str]:
+    return {"role": role, "content": content}
+
+
+LATER = [turn("assistant", "A"), turn("user", "Second?")]
+
+
+@pytest.mark.parametrize(
+    ("fields", "prompt"),
+    [
+        (
+            {"prompt": "First?", "chosen": [*LATER, *GOOD], "rejected": [*LATER, *WORSE]},
+            [turn("user", "First?"), *LATER],
+        ),
+        (
+            {"prompt": [turn("system", "Brief."), *PROMPT], "chosen": [*PROMPT, *GOOD], "rejected": [*PROMPT, *WORSE]},
+            [turn("system", "Brief."), *PROMPT],
+        ),
+        (
+            {"prompt": "Second?", "chosen": [*PROMPT, *LATER, *GOOD], "rejected": [*PROMPT, *LATER, *WORSE]},
+            [*PROMPT, *LATER],
+        ),
+        (
+            {
+                "prompt": "What is steel? ",
+                "messages": [*PROMPT, *GOOD],
+                "chosen": [*PROMPT, *GOOD],
+                "rejected": [*PROMPT, *WORSE],
+            },
+            PROMPT,
+        ),
+        (
+            {"instruction": "What is", "input": "steel?", "chosen": GOOD, "rejected": WORSE},
+            [turn("user", "What is\n\nsteel?")],
+        ),
+        (
+            {
+                "conversations": [{"from": "human", "value": "What is steel?"}],
+                "chosen": {"from": "gpt", "value": GOOD[0]["content"]},
+                "rejected": {"from": "gpt", "value": WORSE[0]["content"]},
+            },
+            PROMPT,
+        ),
+        (
+            {"system": "Brief.", "prompt": "What is steel?", "chosen": GOOD, "rejected": WORSE},
+            [turn("system", "Brief."), *PROMPT],
+        ),
+        (
+            {
+                "chosen": "\n\nHuman: What is steel?\n\nAssistant: Iron with some carbon.",
+                "rejected": "\n\nHuman: What is steel?\n\nAssistant: A fruit.",
+            },
+            PROMPT,
+        ),
+    ],
+)
+def test_what_came_before_the_answers_is_whole(fields: dict[str, Any], prompt: list[dict[str, str]]) -> None:
+    assert preference_of(fields) == (prompt, GOOD, WORSE)
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
@@ -56,6 +116,11 @@ def test_several_turns_before_the_answers() -> None:
         ({"text": "a"}, "no field 'chosen' and 'rejected'; found: text"),
         ({"chosen": "b", "rejected": "c"}, "no field 'prompt'"),
         ({"prompt": "a", "chosen": 5, "rejected": "c"}, "expected a list of messages, found 5"),
+        (
+            {"prompt": "a", "chosen": [*PROMPT, *GOOD], "rejected": [*PROMPT, *WORSE]},
+            "'prompt': the answers begin with",
+        ),
+        ({"prompt": "a", "chosen": [*GOOD, *PROMPT], "rejected": WORSE}, "'chosen' ends with a turn of the user"),
         ({"prompt": "a", "chosen": PROMPT, "rejected": WORSE}, "'chosen' has no answer of the assistant"),
     ],
 )

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from flows.cli.main import main
 from model.network.shape import RopeScaling
 from model.quantization.packed import packed_layers
+from model.vocabulary.chat_format import serving_template
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, build
 from tasks.models.export import check_transformers, export_gguf, export_hf
@@ -112,7 +113,7 @@ def test_the_tokenizer_comes_back_whole(tmp_path: Path, tokenizer: Artifact) -> 
         tuple(m) for m in specification["model"]["merges"]
     ]
     assert fields["tokenizer.ggml.eos_token_id"] == special["<|im_end|>"]
-    assert fields["tokenizer.chat_template"] == (folder / "chat_template.jinja").read_text()
+    assert fields["tokenizer.chat_template"] == serving_template((folder / "chat_template.jinja").read_text())
     read = AutoTokenizer.from_pretrained(tmp_path, gguf_file="model.gguf")
     text = "def f(x):\n    return x**2  # naïve, 3.14 🙂"
     # transformers ignores `pre`, so only the vocabulary and the merges are compared here.

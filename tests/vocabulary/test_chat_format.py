@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.vocabulary.chat_format import CHAT_TEMPLATE, render_conversation, render_prompt
+from model.vocabulary.chat_format import CHAT_TEMPLATE, render_conversation, render_prompt, serving_template
 from model.vocabulary.tokenizer import Tokenizer, train_bpe
 from tasks.tokens.tokenizer import write_tokenizer
 
@@ -78,3 +78,13 @@ def test_content_cannot_close_its_message(tokenizer: Tokenizer) -> None:
 
 def test_template_is_in_the_folder(folder: Path, theirs: Any) -> None:
     assert (folder / "chat_template.jinja").read_text() == CHAT_TEMPLATE == theirs.chat_template
+
+
+def test_the_serving_template_is_plain_jinja_and_renders_the_same(theirs: Any) -> None:
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    template = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(
+        serving_template(CHAT_TEMPLATE)
+    )
+    expected = theirs.apply_chat_template(CONVERSATION, tokenize=False, add_generation_prompt=True)
+    assert template.render(messages=CONVERSATION, add_generation_prompt=True) == expected
