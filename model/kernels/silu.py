@@ -47,14 +47,14 @@ def _blocks(x: Tensor) -> int:
 
 def _forward(x: Tensor, out: Tensor, start: int, stop: int) -> None:
     """Blocks `start:stop` of flat tensors, as spread calls it."""
-    with torch.no_grad():  # a thread of its own records gradients unless told
+    with torch.inference_mode():  # a thread of its own knows neither the caller's mode nor no_grad
         for block in range(start, stop):
             part = slice(block * BLOCK, (block + 1) * BLOCK)
             torch.ops.aten.silu.out(x[part], out=out[part])
 
 
 def _backward(d_out: Tensor, x: Tensor, d_x: Tensor, start: int, stop: int) -> None:
-    with torch.no_grad():
+    with torch.inference_mode():
         for block in range(start, stop):
             part = slice(block * BLOCK, (block + 1) * BLOCK)
             torch.ops.aten.silu_backward.grad_input(d_out[part], x[part], grad_input=d_x[part])

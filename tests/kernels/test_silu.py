@@ -35,3 +35,12 @@ def test_other_layouts() -> None:
     expected = x.detach().clone().requires_grad_()
     F.silu(expected).sum().backward()
     torch.testing.assert_close(x.grad, expected.grad)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_without_gradients(mode) -> None:
+    x = torch.randn(3, BLOCK, generator=torch.Generator().manual_seed(0))
+    with mode(), using(2):
+        found = silu(x * 1)
+    with using(1):
+        assert torch.equal(found, F.silu(x))
