@@ -110,6 +110,7 @@ def conversation_of(fields: Mapping[str, Any]) -> Messages:
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=-1)
     if last < 0 or not messages[last]["content"].strip():
         raise ValueError("the conversation has no answer of the assistant")
+    # What comes after the last answer would be read and never learnt from.
     return messages[: last + 1]
 
 

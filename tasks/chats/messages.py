@@ -101,6 +101,7 @@ def validation_mask(groups: Sequence[str], ids: Sequence[str], share: float) -> 
         mask: (rows,)
     """
     mask = _first_hashes(groups, share)
+    # All in one group, or none: a split by groups would leave one side empty.
     return _first_hashes([identifier[:16] for identifier in ids], share) if mask.all() or not mask.any() else mask
 
 

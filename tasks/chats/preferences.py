@@ -114,6 +114,7 @@ def preference_of(fields: Mapping[str, Any]) -> tuple[Messages, Messages, Messag
     chosen = text_or_messages(fields["chosen"], "assistant")
     rejected = text_or_messages(fields["rejected"], "assistant")
     if fields.get("prompt") is None or (len(chosen) > 1 and len(rejected) > 1):
+        # The last message is always an answer, even where both sides are equal.
         shared = next(
             (i for i, (a, b) in enumerate(zip(chosen[:-1], rejected[:-1])) if a != b),
             min(len(chosen), len(rejected)) - 1,
