@@ -40,9 +40,11 @@ def encode_pairs(tokenizer: "Tokenizer", rows: Sequence[Mapping[str, Any]], sequ
             empty += 1
             continue
         sides = [render_conversation(tokenizer, [*row["prompt"], *row[side]]).ids for side in ("chosen", "rejected")]
+        # A token more than the row: the last one is only ever a label.
         cut = [side[: sequence_length + 1] for side in sides]
         if len(prompt) > sequence_length:
             too_long += 1
+        # After the cut: answers that differ only beyond the row give no margin to learn from.
         elif cut[0] == cut[1]:
             equal += 1
         else:

@@ -90,6 +90,7 @@ def write_examples(
     table = pa.concat_tables([pq.read_table(shard, schema=kind.shard_schema) for shard in shards])
     check_bad_share(errors, len(table), cfg.max_bad_share, f"{kind.stage}.max_bad_share")
     identifier = kind.schema.names[0]
+    # Before the limit: repeated examples would take the place of others.
     table = table.take(first_of_each(table[identifier]))
     table = table.take(smallest_hashes(table[identifier], most))
     if len(table) < 2:

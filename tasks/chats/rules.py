@@ -284,6 +284,7 @@ def _defaults(signature: str) -> dict[str, str]:
 
 def rejected_answer(exchange: Exchange, sibling: Exchange | None) -> str:
     """A worse answer: the one that fits a sibling, or the true one broken off, by turns."""
+    # Two kinds of mistake: fluent but about something else, and right but broken off after 30 to 60 % of its words.
     if sibling is not None and sibling.answer != exchange.answer and _hash(exchange.question) % 2:
         return sibling.answer
     words = exchange.answer.split(" ")

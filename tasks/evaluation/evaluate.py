@@ -35,18 +35,18 @@ CLEAN_SHARE = 0.2
 class EvaluateConfig(StageConfig):
     """How much to measure on, and what to ask."""
 
-    validation_tokens: int = Field(32_768, ge=256, description="Tokens of validation text to score, about.")
-    document_tokens: int = Field(512, ge=16, description="The most tokens of one document; of longer ones the start.")
-    preference_pairs: int = Field(200, ge=0, description="The most validation pairs to score; 0 leaves them out.")
+    validation_tokens: int = Field(32_768, ge=256, description="Approximate number of validation tokens to score.")
+    document_tokens: int = Field(512, ge=16, description="Maximum tokens per document; longer ones are truncated.")
+    preference_pairs: int = Field(200, ge=0, description="Maximum number of validation pairs to score; 0: none.")
     question_format: str = Field(
         "Question: {question}\nAnswer:", description="Prompt of a benchmark question; braces name the record's fields."
     )
-    questions: int = Field(1000, ge=0, description="The most questions of a benchmark file to score; 0: none.")
+    questions: int = Field(1000, ge=0, description="Maximum number of questions to score per benchmark file; 0: none.")
     prompts: tuple[str, ...] = Field(
         (), description="Questions that each model answers; none: the prompts of the first validation pairs."
     )
     answers: int = Field(4, ge=0, le=1000, description="How many validation prompts to answer where prompts is empty.")
-    answer_tokens: int = Field(96, ge=1, le=65536, description="The most tokens of an answer.")
+    answer_tokens: int = Field(96, ge=1, le=65536, description="Maximum new tokens of an answer.")
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,7 @@ def evaluate(
 
     check_contract(model.path, tokens.path)
     check_contract(model.path, reference.path)
+    # The number of threads changes the last bits of sums, hence the rounding to NATS_DIGITS below.
     torch.set_num_threads(run.execution.threads)
     device = _device(run.execution.device)
     subject = load_any_model(model.path).to(device).eval()
@@ -102,6 +103,7 @@ def evaluate(
     compared = is_quantized(model.path)
     scores = score_text(run, cfg, setting, subject, original if compared else None, tokens.path)
     if cfg.preference_pairs:
+        # A reward is the gain over the model that DPO began with; a quantized model is held against its own original.
         rewarded = original if not same and not compared else None
         scores |= score_pairs(run, cfg, setting, subject, rewarded, preferences.path)
     if benchmarks and cfg.questions:
@@ -137,6 +139,7 @@ def score_text(
     documents = list(sample_documents(tokens_dir, "validation", cfg.validation_tokens, cfg.document_tokens))
     if not documents:
         raise ValueError(f"{tokens_dir} has no validation text to score. Raise pack.validation_share.")
+    # Longer documents than the context go on in another window, and every token is a label once.
     windows = cut_windows([d.ids for d in documents], setting.tokenizer.endoftext_id, setting.window)
     total = sum(len(d.ids) for d in documents)
     figures: dict[str, float] = {}
@@ -148,8 +151,11 @@ def score_text(
                 subject, reference, windows.sequences, setting.window, setting.tokens_at_once, bar.advance
             )
             scores = agreement.scores
+            # What tells formats apart: their change in perplexity is within its noise, and INT8 has a KL of 0.00003
+            # (docs/LOG.md).
             figures |= {"kl": round(agreement.kl, 7), "top1_agreement": agreement.top1}
     nats = [round(float(n), NATS_DIGITS) for n in document_nats(windows, scores, len(documents))]
+    # Of the tokens that were scored: a document cut at document_tokens has fewer bytes than its text.
     texts = [setting.tokenizer.decode_bytes(d.ids.tolist()) for d in documents]
     columns = {
         "doc_id": [d.doc_id for d in documents],
@@ -176,8 +182,9 @@ def text_figures(
         "val_tokens": float(tokens),
         "val_bytes": float(total_bytes),
         "val_loss": total_nats / tokens,
-        "val_perplexity": math.exp(min(total_nats / tokens, 700.0)),
+        "val_perplexity": math.exp(min(total_nats / tokens, 700.0)),  # a double ends at e^709
         "val_bits_per_byte": bits_per_byte(total_nats, total_bytes),
+        # The strongest preset, all texts as one: a compressor at its best, which a model should beat.
         "xz_bits_per_byte": 8 * len(lzma.compress(b"".join(texts), preset=9)) / total_bytes,
     }
     lengths: Counter[str] = Counter()
@@ -240,13 +247,14 @@ def score_pairs(
         "chosen_log_prob": found[::2].round(NATS_DIGITS),
         "rejected_log_prob": found[1::2].round(NATS_DIGITS),
     }
-    per_token = found / np.maximum(counts, 1)
+    per_token = found / np.maximum(counts, 1)  # (2P,): chosen and rejected by turns
     figures = {
         "preference_pairs": float(len(pairs.rows)),
         "preference_accuracy": float((per_token[::2] > per_token[1::2]).mean()),
     }
     if reference is not None:
         gain = found - sequence_scores(reference, pairs.sequences, setting.window, setting.tokens_at_once)
+        # Rounded before it is compared with 0: what threads change must not flip a pair.
         margin = (gain[::2] - gain[1::2]).round(NATS_DIGITS)
         columns["margin_over_reference"] = margin
         figures |= {"reward_accuracy": float((margin > 0).mean()), "reward_margin_nats": float(margin.mean())}
@@ -296,6 +304,7 @@ def sample_prompts(cfg: EvaluateConfig, preferences_dir: Path) -> list[list[dict
     if not cfg.answers:
         return []
     prompts: list[list[dict[str, str]]] = []
+    # Four times as many: several pairs of a file may have one prompt.
     for row in read_pairs(preferences_dir / "validation.parquet", 4 * cfg.answers):
         if row["prompt"] not in prompts:
             prompts.append(row["prompt"])

@@ -29,6 +29,7 @@ class ScoreChange:
 
 def bits_per_byte_change(cfg: GateConfig, before: Path, after: Path) -> ScoreChange:
     """The change of bits per byte between two evaluations, as the gate would judge it."""
+    # "After" is the candidate: a negative difference is a gain.
     found = compare(cfg, after, before)
     assert found.verdict != "first"
     return ScoreChange("bits_per_byte", found.difference, found.low, found.high, found.documents, found.verdict)
@@ -45,12 +46,15 @@ def preference_accuracy_change(cfg: GateConfig, before: Path, after: Path) -> Sc
     if not all(path.exists() for path in paths):
         return None
     old, new = (_prefers_chosen(pq.read_table(path)) for path in paths)
+    # Sorted: a join has no order, and the bootstrap draws by place.
     joined = old.join(new, "preference_id", join_type="inner", right_suffix="_after").sort_by("preference_id")
     pairs = len(joined)
     if pairs < MIN_DOCUMENTS:
         return ScoreChange("preference_accuracy", 0.0, 0.0, 0.0, pairs, "inconclusive")
+    # Errors, since of those less is better, as `judge` takes it.
     wrong_before, wrong_after = (1.0 - joined[name].to_numpy() for name in ("right", "right_after"))
     errors = paired_difference(wrong_after, wrong_before, np.ones(pairs), cfg.confidence, cfg.resamples, cfg.seed)
+    # Not -x, which makes -0.0 of 0.0; the ends swap
     gained, low, high = 0.0 - errors.estimate, 0.0 - errors.high, 0.0 - errors.low
     return ScoreChange("preference_accuracy", gained, low, high, pairs, judge(errors))
 

@@ -54,7 +54,7 @@ def _picture(draw: Callable[["Axes"], None]) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     draw(axes)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})  # no version of matplotlib in the bytes
     return buffer.getvalue()
 
 
@@ -71,6 +71,7 @@ def _training_plots(store: Store, outcome: Outcome) -> dict[str, bytes]:
     if not series:
         return {}
     batches = manifest.config.get("batches", {})
+    # With a batch ramp step times tokens is not what was trained on.
     step_tokens = 0 if batches.get("initial_batch_tokens") else batches.get("batch_tokens", 0)
 
     def draw(axes: "Axes") -> None:
@@ -136,6 +137,7 @@ def _dedup_plots(store: Store, outcome: Outcome) -> dict[str, bytes]:
 def _tokenizer_plots(store: Store, outcome: Outcome) -> dict[str, bytes]:
     """Bytes per token beside the other tokenizers that were measured on the same text, and plain bytes."""
     metrics = outcome.manifest.metrics
+    # One byte a token: what byte-level BPE starts from.
     bars = {"bytes": 1.0, f"this one, {metrics['vocab_size']:.0f} tokens": metrics["bytes_per_token"]}
     bars |= {k.removeprefix("bytes_per_token/"): v for k, v in metrics.items() if k.startswith("bytes_per_token/")}
     return {"efficiency.png": _bars(bars, "bytes of the corpus per token")}

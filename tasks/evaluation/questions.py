@@ -84,9 +84,10 @@ def encode_questions(tokenizer: "Tokenizer", questions: Sequence[Question], wind
         for choice in question.choices:
             whole = tokenizer.encode(f"{question.prompt} {choice}")
             mask = [position >= start for position in range(len(whole))]
+            # Nothing before the choice: lm-eval prefixes the end-of-text token too.
             if not start:
                 whole, mask = [tokenizer.endoftext_id, *whole], [False, *mask]
-            ids.append(whole[-window - 1 :])
+            ids.append(whole[-window - 1 :])  # one more than a row: the last token is only ever a label
             masks.append(mask[-window - 1 :])
     return join_sequences(ids, masks)
 
@@ -116,5 +117,6 @@ def _outcome(question: Question, scores: Sequence[float], greedy: bool) -> dict[
     if len(scores) == 1:
         return {"acc": float(greedy), "perplexity": scores[0]}
     by_length = [score / len(choice) for score, choice in zip(scores, question.choices)]
+    # Of equal scores the first counts, as with numpy's argmax in lm-eval.
     right = {"acc": scores, "acc_norm": by_length}
     return {name: float(values.index(max(values)) == question.answer) for name, values in right.items()}

@@ -32,6 +32,7 @@ class ChatModel:
     def of(cls, model: Transformer, folder: Path) -> "ChatModel":
         """The same with a model that is loaded already, from `folder`."""
         tokenizer = load_tokenizer(folder)
+        # Both of ours whatever the settings say: a base model ends a document, a chat model its message.
         stop_ids = end_ids(folder) | {tokenizer.im_end_id, tokenizer.endoftext_id}
         return cls(decoder_for(model), tokenizer, stop_ids)
 
@@ -69,6 +70,7 @@ class ChatModel:
             prompt = render_prompt(self.tokenizer, kept)
             if len(prompt) <= limit:
                 return prompt
+            # The system message stays, and so does the last: it is the question.
             oldest = next((i for i, m in enumerate(kept[:-1]) if m["role"] != "system"), None)
             if oldest is None:
                 raise ValueError(

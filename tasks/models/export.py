@@ -50,6 +50,7 @@ _LAYER_NAMES = {
     "post_attention_layernorm": "ffn_norm",
 }
 _OUTER_NAMES = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+# INT8 in every quantized model: a head in NVFP4 costs as much perplexity as all the rest, one in INT8 nothing.
 _ENDS = ("model.embed_tokens", "lm_head")
 
 
@@ -99,6 +100,7 @@ def _written_aside(target: Path) -> Iterator[Path]:
 
 def _write_gguf(path: Path, model: Transformer, folder: Path, weights: str) -> None:
     config = model.config
+    # QK-norm is what tells the two apart: `qwen3` does not load without its tensors, `llama` has no place for them.
     arch = "qwen3" if config.qk_norm else "llama"
     writer = gguf.GGUFWriter(path, arch)
     writer.add_file_type(GGUF_FILE_TYPES[weights])
@@ -150,12 +152,14 @@ def _add_rope_scaling(writer: Any, config: ModelConfig) -> None:
     if scaling.kind == "llama3":
         plain = rope_frequencies(config.head_dim, config.rope_theta, RopeScaling())
         scaled = rope_frequencies(config.head_dim, config.rope_theta, scaling)
+        # llama.cpp divides each frequency by its factor.
         writer.add_tensor("rope_freqs.weight", (plain / scaled).numpy().astype(np.float32))
 
 
 def _add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
     """Vocabulary, merges, special tokens and chat template; every id has an entry."""
     specification = tokenizer_specification(folder)
+    # llama.cpp wants exactly vocab_size entries: ids without a token keep this name and the type UNUSED.
     tokens = [f"[PAD{index}]" for index in range(vocab_size)]
     kinds = [gguf.TokenType.UNUSED] * vocab_size
     for token, index in specification["model"]["vocab"].items():
@@ -164,15 +168,17 @@ def _add_tokenizer(writer: Any, folder: Path, vocab_size: int) -> None:
         tokens[added["id"]] = added["content"]
         kinds[added["id"]] = gguf.TokenType.CONTROL if added["special"] else gguf.TokenType.USER_DEFINED
     merges = specification["model"]["merges"]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("qwen2")  # the pre-tokenizer of model/vocabulary/tokenizer.py, by llama.cpp's name
+    writer.add_tokenizer_model("gpt2")  # llama.cpp's name of any byte-level BPE
+    # QWEN2_PATTERN of model/vocabulary/tokenizer.py: equal ids in llama.cpp on 1,000 odd strings (emoji, CRLF, NUL).
+    writer.add_tokenizer_pre("qwen2")
     writer.add_token_list(tokens)
     writer.add_token_types(kinds)
+    # tokenizer.json has a merge as "a b" or as a pair, by the version that wrote it.
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    writer.add_add_bos_token(False)
+    writer.add_add_bos_token(False)  # a chat begins with <|im_start|>, as in training
     special = read_contract(folder).special_ids
     writer.add_bos_token_id(special["<|endoftext|>"])
-    writer.add_eos_token_id(special["<|im_end|>"])
+    writer.add_eos_token_id(special["<|im_end|>"])  # what ends an answer; <|endoftext|> is between documents
     writer.add_eot_token_id(special["<|im_end|>"])
     writer.add_pad_token_id(special["<|pad|>"])
     writer.add_chat_template(serving_template(chat_template(folder)))
@@ -188,7 +194,7 @@ def _add_weight(writer: Any, name: str, module: torch.nn.Module, weights: str, h
     full = module.weight
     assert isinstance(full, torch.Tensor)
     matrix = _permute_heads(full.detach().float().numpy(), heads)
-    if matrix.ndim == 1 or weights == "f32":
+    if matrix.ndim == 1 or weights == "f32":  # norms stay in fp32, as llama.cpp keeps them
         writer.add_tensor(f"{target}.weight", matrix)
     elif kept and packed is None and name not in _ENDS:
         raise ValueError(
@@ -204,10 +210,12 @@ def _add_weight(writer: Any, name: str, module: torch.nn.Module, weights: str, h
 def _add_codes(writer: Any, name: str, weight: QuantizedWeight, heads: int) -> None:
     """A matrix whose format GGUF has too: not a code changes."""
     rows = len(weight.tensors["codes"])
+    # Rows change places with their scales, so no code does.
     order = _permute_heads(np.arange(rows)[:, None], heads)[:, 0]
     kind = _type(weight.format.gguf_type)
     _check_inputs(name, weight.columns, kind)
     for part, array in weight.format.gguf_tensors(weight.rows(torch.from_numpy(order)).tensors).items():
+        # Packed bytes need their type said; the F32 scale of a whole NVFP4 tensor has its own.
         raw = {"raw_dtype": kind} if array.dtype == np.uint8 else {}
         writer.add_tensor(f"{gguf_name(name)}.{part}", array, **raw)
 
@@ -229,6 +237,7 @@ def _permute_heads(matrix: Array, heads: int) -> Array:
     """The rows of each head from (first half, second half) to pairs; unchanged with 0 heads."""
     if not heads:
         return matrix
+    # (heads * 2 * D/2, I) -> (heads * D/2 * 2, I); its inverse is what transformers does when it reads GGUF.
     return matrix.reshape(heads, 2, len(matrix) // heads // 2, -1).swapaxes(1, 2).reshape(matrix.shape)
 
 
@@ -275,6 +284,7 @@ def check_transformers(folder: Path, messages: list[dict[str, str]], new_tokens:
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     theirs.eval()
     ours = load_any_model(folder).eval()
+    # transformers 5 returns a BatchEncoding without `return_dict=False`.
     rendered = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         messages, add_generation_prompt=True, return_dict=False
     )
@@ -284,6 +294,7 @@ def check_transformers(folder: Path, messages: list[dict[str, str]], new_tokens:
     ids = torch.tensor([prompt])
     with torch.inference_mode():
         difference = float((theirs(ids).logits - ours(ids)).abs().max())
+        # transformers includes the token that ends an answer, we do not; the setting is an id or a list of them.
         stop = theirs.generation_config.eos_token_id
         answer = theirs.generate(ids, do_sample=False, max_new_tokens=new_tokens)[0, len(prompt) :].tolist()
     stop_ids = set(stop if isinstance(stop, list) else [stop])

@@ -117,6 +117,7 @@ def save_model(
     generation = {name: config[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     write_json(folder / CONFIG_FILE, config)
     write_json(folder / GENERATION_FILE, generation)
+    # safetensors refuses tensors that are not contiguous; the master weights are fp32, and so is what is kept.
     weights = {name: tensor.detach().float().contiguous().cpu() for name, tensor in transformer.state_dict().items()}
     save_weights(folder, weights, max_shard_bytes)
     copy_tokenizer(tokenizer_dir, folder)
@@ -242,6 +243,7 @@ def _weight(
     except (AttributeError, ValueError) as error:
         raise ValueError(f"{folder / QUANTIZATION_FILE}: the model has no matrix {name!r} to be packed.") from error
     for part, stored in weight_format.stored.items():
+        # The kernels trust shapes and types: a damaged file must not reach compiled code.
         tensor, shape = tensors[f"{name}.{part}"], stored.shape(rows, columns)
         if tensor.shape != shape or tensor.dtype != getattr(torch, stored.dtype):
             raise ValueError(

@@ -30,13 +30,14 @@ def save_weights(folder: Path, weights: Mapping[str, torch.Tensor], max_shard_by
         shards[-1][name] = tensor
         room -= tensor.nbytes
     if len(shards) == 1:
-        save_file(shards[0], folder / WEIGHTS_FILE, metadata={"format": "pt"})
+        save_file(shards[0], folder / WEIGHTS_FILE, metadata={"format": "pt"})  # transformers asks for `format`
         return
     homes: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file(shard, folder / file, metadata={"format": "pt"})
         homes |= dict.fromkeys(shard, file)
+    # Bytes of the tensors, without the headers of the files: what transformers writes there.
     total = sum(tensor.nbytes for tensor in weights.values())
     write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": homes})
 
@@ -129,6 +130,7 @@ def check_tensors(
         )
     for name, wanted in expected.items():
         tensor = found[name]
+        # bf16 or fp16 becomes fp32 on loading; integers in place of floats are codes that nobody could unpack.
         same_kind = tensor.dtype == wanted.dtype or (tensor.is_floating_point() and wanted.is_floating_point())
         if tensor.shape != wanted.shape or not same_kind:
             raise ValueError(

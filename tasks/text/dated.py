@@ -128,8 +128,9 @@ class DatedAddress:
             elif f"(?P<{letter}>" in written:  # 2026/01/2026-01-31: both must say the same
                 written += f"(?P={letter})"
             else:
-                written += f"(?P<{letter}>[0-9]{{{_WIDTHS[part]}}})"
+                written += f"(?P<{letter}>[0-9]{{{_WIDTHS[part]}}})"  # not \d, which takes the digits of other scripts
         before, after = re.escape(self.head.rpartition("/")[2]), re.escape(self.tail)
+        # \Z, as $ would also match before a final newline, which a file name may have.
         return re.compile(f"{before}{written}{after}(?:/|\\Z)")
 
 
@@ -195,6 +196,7 @@ def parse_day(text: str) -> date:
         ValueError: it is written otherwise, or there is no such day.
     """
     try:
+        # fromisoformat alone takes 20260131 and 2026-W05-6 too.
         if _DAY.fullmatch(text):
             return date.fromisoformat(text)
     except ValueError:
@@ -207,6 +209,7 @@ def chunks(days: Iterable[date], every: Every) -> list[tuple[date, ...]]:
 
     def chunk(day: date) -> tuple[int, ...]:
         if every == "week":
+            # With the ISO year: 1 January may lie in the last week of the year before.
             return day.isocalendar()[:2]
         return (day.year, day.month) if every == "month" else (day.toordinal(),)
 
@@ -241,6 +244,6 @@ def _calendar(address: DatedAddress, first: date, last: date) -> Iterator[date]:
         starts_unit = address.unit == "day" or (day.day == 1 and (address.unit == "month" or day.month == 1))
         if starts_unit:
             yield day
-        if day == date.max:
+        if day == date.max:  # a day more would raise
             return
         day += timedelta(days=1)

@@ -99,6 +99,7 @@ def _file_texts(file: SourceFile) -> Iterator[tuple[str, str]]:
 
 def _strings(value: object) -> Iterator[str]:
     """All strings inside lists and mappings."""
+    # First: a string is a Sequence too.
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -136,6 +137,7 @@ def match_shard(inputs: tuple[Path, ...], output: Path, cfg: DecontaminateConfig
     keep = kept_rows(inputs[1], inputs[2:])
     documents = pq.read_table(inputs[1], columns=["doc_id", "text"]).filter(keep)
     rows = np.flatnonzero(keep.to_numpy())
+    # By hash, each hit confirmed word by word: one hash that collides would cost a document.
     found = matches(as_texts(documents["text"]), texts, ngrams.hashes, ngrams.text_of, cfg.ngram_words)
     columns = {"row": rows[found.rows], "ngram": found.ngrams, "words": found.words}
     write_table(pa.table(columns, schema=MATCH_SCHEMA), output)  # stated: no match at all would leave types open
@@ -146,6 +148,7 @@ def _leaks(matched: Sequence[Path], ngrams: int, most_documents: int) -> NDArray
     """Which n-grams are rare enough among the documents to be leaks. (ngrams,)"""
     frequency = np.zeros(ngrams, np.int64)
     for path in matched:
+        # An n-gram is listed once a document, so this counts documents, not occurrences.
         frequency += np.bincount(pq.read_table(path, columns=["ngram"])["ngram"].to_numpy(), minlength=ngrams)
     return (frequency > 0) & (frequency <= most_documents)
 
@@ -216,9 +219,11 @@ def _judge(
 ) -> tuple[pa.Table, pa.Table]:
     """The attribute rows of a shard, and the overlaps behind them: an item, how many n-grams of it, one of them."""
     doc_ids = pq.read_table(shard, columns=["doc_id"])["doc_id"]
+    # Objects: a fixed width would cut longer reasons
     reason = np.where(kept_rows(shard, attributes).to_numpy(), "", REMOVED_BEFORE).astype(object)
     found = found.filter(pa.array(leaks[found["ngram"].to_numpy()]))
     rows, texts = found["row"].to_numpy(), ngrams.text_of[found["ngram"].to_numpy()]
+    # By document, then item: "one of the n-grams" is then the first, in every run.
     order = np.lexsort([texts, rows])
     found, rows, texts = found.take(order), rows[order], texts[order]
     reason[rows] = CONTAMINATED
@@ -231,6 +236,7 @@ def _judge(
             "words": found["words"],
         }
     )
+    # On one thread: several give the groups in the order in which they end.
     grouped = overlaps.group_by(["doc_id", "benchmark", "item"], use_threads=False)
     overlaps = grouped.aggregate([("words", "count"), ("words", "first")])
     overlaps = overlaps.rename_columns({"words_count": "ngrams", "words_first": "words"}).select(OVERLAP_SCHEMA.names)

@@ -13,6 +13,7 @@ from tasks.mechanism.store import Artifact
 DOCUMENT_SCHEMA = pa.schema(
     [
         ("doc_id", pa.string()),
+        # 64-bit offsets: with 32 bits a column ends at 2 GB of text.
         ("text", pa.large_string()),
         ("source", pa.string()),
         ("origin", pa.string()),
@@ -20,7 +21,7 @@ DOCUMENT_SCHEMA = pa.schema(
         ("batch", pa.string()),
     ]
 )
-ROW_GROUP_ROWS = 10_000
+ROW_GROUP_ROWS = 10_000  # 33 MB of documents of 3.3 KB: what a writer or reader holds at a time
 
 
 class Span(TypedDict):
@@ -40,7 +41,7 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 def document_shards(documents: Artifact) -> list[Path]:
     """The document shards in canonical order."""
-    return sorted((documents.path / "shards").glob("*.parquet"))
+    return sorted((documents.path / "shards").glob("*.parquet"))  # a folder lists its files in no order
 
 
 def attribute_shards(attributes: Artifact) -> list[Path]:
@@ -78,6 +79,7 @@ def read_kept(document_shard: Path, attributes: Sequence[Path]) -> pa.Table:
     """
     keep = kept_rows(document_shard, attributes)
     table = pq.read_table(document_shard, schema=DOCUMENT_SCHEMA).filter(keep)
+    # A shard without any keeps its texts in Arrow: none of them becomes a Python string.
     columns = [spans for path in attributes if (spans := _redactions(path, keep))]
     if not columns:
         return table
@@ -98,6 +100,7 @@ def _redactions(attributes: Path, keep: pa.ChunkedArray) -> list[list[Span]]:
 def _disjoint(spans: Sequence[Span]) -> list[Span]:
     """Ascending; of spans that overlap, because two judges found them, one over both with the kind of the first."""
     found: list[Span] = []
+    # The longest first of those that begin together, then by kind: no order of judges changes the text.
     for span in sorted(spans, key=lambda span: (span["start"], -span["end"], span["kind"])):
         if found and span["start"] < found[-1]["end"]:
             found[-1] = {**found[-1], "end": max(found[-1]["end"], span["end"])}
@@ -108,6 +111,7 @@ def _disjoint(spans: Sequence[Span]) -> list[Span]:
 
 def redact(text: str, spans: Sequence[Span]) -> str:
     """`text` with each span, ascending and disjoint, replaced by `[KIND]`, e.g. `[EMAIL]`."""
+    # In bytes, as spans are: a character may be several.
     raw = text.encode()
     parts: list[bytes] = []
     position = 0

@@ -22,89 +22,114 @@ from tasks.mechanism.stage import Artifact, StageRun, stage
 from tasks.text.documents import document_shards, write_table
 from tasks.text.measure import MeasureConfig, measure_shard
 
+# Bounds nothing: no text has so many. Exact in float32 (a power of two times 1,953,125), in which rules compare.
 _LARGE = 1_000_000_000
 
 
 class FilterConfig(MeasureConfig):
     """Thresholds of the filter. The defaults suit technical English prose with code examples."""
 
+    # py3langid errs on 2.3 % of paragraphs (model/corpus/language.py): where it is unsure, a document stays.
     min_foreign_probability: float = Field(
         0.8, ge=0, le=1, description="A document is dropped if another language is at least this probable."
     )
-    max_blocked_words: int = Field(0, ge=0, description="Most occurrences of blocked words.")
-    min_characters: int = Field(50, ge=0, description="Fewest characters.")
-    max_characters: int = Field(_LARGE, ge=1, description="Most characters.")
-    min_words: int = Field(10, ge=0, description="Fewest words with a letter or digit (Gopher: 50).")
-    max_words: int = Field(_LARGE, ge=1, description="Most words (Gopher: 100,000).")
-    min_mean_word_length: float = Field(2.5, ge=0, description="Lowest mean word length (Gopher: 3).")
-    max_mean_word_length: float = Field(16, ge=1, description="Highest mean word length (Gopher: 10).")
-    max_longest_word: int = Field(1000, ge=1, description="Longest word in characters (C4 drops lines above 1000).")
-    max_hash_ratio: float = Field(0.3, ge=0, description="Most `#` a word (Gopher: 0.1).")
-    max_ellipsis_ratio: float = Field(0.3, ge=0, description="Most ellipses a word (Gopher: 0.1).")
-    max_bullet_line_share: float = Field(0.9, ge=0, le=1, description="Most lines that start with a bullet (Gopher).")
-    max_ellipsis_line_share: float = Field(0.3, ge=0, le=1, description="Most lines that end in an ellipsis (Gopher).")
+    max_blocked_words: int = Field(0, ge=0, description="Maximum occurrences of blocked words.")
+    # The order of the fields is the order in which rules are tried. Where defaults are looser than the papers
+    # in brackets: those are for web pages, while documentation has code examples and parameter lists.
+    min_characters: int = Field(50, ge=0, description="Minimum number of characters.")
+    max_characters: int = Field(_LARGE, ge=1, description="Maximum number of characters.")
+    min_words: int = Field(10, ge=0, description="Minimum number of words with a letter or digit (Gopher: 50).")
+    max_words: int = Field(_LARGE, ge=1, description="Maximum number of words (Gopher: 100,000).")
+    min_mean_word_length: float = Field(2.5, ge=0, description="Minimum mean word length (Gopher: 3).")
+    max_mean_word_length: float = Field(16, ge=1, description="Maximum mean word length (Gopher: 10).")
+    max_longest_word: int = Field(1000, ge=1, description="Maximum word length (C4 drops lines above 1000).")
+    max_hash_ratio: float = Field(0.3, ge=0, description="Maximum ratio of `#` to words (Gopher: 0.1).")
+    max_ellipsis_ratio: float = Field(0.3, ge=0, description="Maximum ratio of ellipses to words (Gopher: 0.1).")
+    max_bullet_line_share: float = Field(0.9, ge=0, le=1, description="Maximum share of bullet lines (Gopher: 0.9).")
+    max_ellipsis_line_share: float = Field(
+        0.3, ge=0, le=1, description="Maximum share of ellipsis lines (Gopher: 0.3)."
+    )
     min_alphabetic_word_share: float = Field(
-        0.5, ge=0, le=1, description="Least share of words with a letter (Gopher: 0.8)."
+        0.5, ge=0, le=1, description="Minimum share of words with a letter (Gopher: 0.8)."
     )
     min_stop_words: int = Field(
-        1, ge=0, le=8, description="Fewest different words of the, be, to, of, and, that, have, with (Gopher: 2)."
+        1, ge=0, le=8, description="Minimum stop words, out of the, be, to, of, and, that, have, with (Gopher: 2)."
     )
-    max_duplicate_line_share: float = Field(0.6, ge=0, le=1, description="Most repeated lines (Gopher: 0.3).")
+    max_duplicate_line_share: float = Field(
+        0.6, ge=0, le=1, description="Maximum share of duplicate lines (Gopher: 0.3)."
+    )
     max_duplicate_line_char_share: float = Field(
-        0.4, ge=0, le=1, description="Most characters in repeated lines (Gopher: 0.2)."
+        0.4, ge=0, le=1, description="Maximum share of characters in duplicate lines (Gopher: 0.2)."
     )
-    max_duplicate_paragraph_share: float = Field(0.5, ge=0, le=1, description="Most repeated paragraphs (Gopher: 0.3).")
+    max_duplicate_paragraph_share: float = Field(
+        0.5, ge=0, le=1, description="Maximum share of duplicate paragraphs (Gopher: 0.3)."
+    )
     max_duplicate_paragraph_char_share: float = Field(
-        0.3, ge=0, le=1, description="Most characters in repeated paragraphs (Gopher: 0.2)."
+        0.3, ge=0, le=1, description="Maximum share of characters in duplicate paragraphs (Gopher: 0.2)."
     )
-    max_top_2gram_share: float = Field(0.3, ge=0, description="Most text in the top 2-gram (Gopher: 0.2).")
-    max_top_3gram_share: float = Field(0.28, ge=0, description="Most text in the top 3-gram (Gopher: 0.18).")
-    max_top_4gram_share: float = Field(0.26, ge=0, description="Most text in the top 4-gram (Gopher: 0.16).")
+    max_top_2gram_share: float = Field(
+        0.3, ge=0, description="Maximum character share of the top 2-gram (Gopher: 0.2)."
+    )
+    max_top_3gram_share: float = Field(
+        0.28, ge=0, description="Maximum character share of the top 3-gram (Gopher: 0.18)."
+    )
+    max_top_4gram_share: float = Field(
+        0.26, ge=0, description="Maximum character share of the top 4-gram (Gopher: 0.16)."
+    )
     max_duplicate_5gram_share: float = Field(
-        0.4, ge=0, le=1, description="Most text in repeated 5-grams (Gopher: .15)."
+        0.4, ge=0, le=1, description="Maximum share of characters in duplicate 5-grams (Gopher: 0.15)."
     )
     max_duplicate_6gram_share: float = Field(
-        0.38, ge=0, le=1, description="Most text in repeated 6-grams (Gopher: .14)."
+        0.38, ge=0, le=1, description="Maximum share of characters in duplicate 6-grams (Gopher: 0.14)."
     )
     max_duplicate_7gram_share: float = Field(
-        0.36, ge=0, le=1, description="Most text in repeated 7-grams (Gopher: .13)."
+        0.36, ge=0, le=1, description="Maximum share of characters in duplicate 7-grams (Gopher: 0.13)."
     )
     max_duplicate_8gram_share: float = Field(
-        0.34, ge=0, le=1, description="Most text in repeated 8-grams (Gopher: .12)."
+        0.34, ge=0, le=1, description="Maximum share of characters in duplicate 8-grams (Gopher: 0.12)."
     )
     max_duplicate_9gram_share: float = Field(
-        0.32, ge=0, le=1, description="Most text in repeated 9-grams (Gopher: .11)."
+        0.32, ge=0, le=1, description="Maximum share of characters in duplicate 9-grams (Gopher: 0.11)."
     )
     max_duplicate_10gram_share: float = Field(
-        0.3, ge=0, le=1, description="Most text in repeated 10-grams (Gopher: .10)."
+        0.3, ge=0, le=1, description="Maximum share of characters in duplicate 10-grams (Gopher: 0.10)."
     )
-    min_c4_sentences: int = Field(0, ge=0, description="Fewest sentences in the lines that C4 would keep (C4: 5).")
-    min_c4_line_share: float = Field(0, ge=0, le=1, description="Smallest share of text in lines that C4 would keep.")
-    max_curly_brackets: int = Field(_LARGE, ge=0, description="Most `{` in lines that C4 would judge (C4: 0).")
-    max_lorem_ipsum: int = Field(0, ge=0, description="Most lines with `lorem ipsum` (C4: 0).")
+    min_c4_sentences: int = Field(0, ge=0, description="Minimum sentences in the lines that C4 would keep (C4: 5).")
+    min_c4_line_share: float = Field(0, ge=0, le=1, description="Minimum share of text in lines that C4 would keep.")
+    max_curly_brackets: int = Field(
+        _LARGE, ge=0, description="Maximum count of `{` in lines that C4 would judge (C4: 0)."
+    )
+    max_lorem_ipsum: int = Field(0, ge=0, description="Maximum number of lines with `lorem ipsum` (C4: 0).")
     min_line_punctuation_share: float = Field(
-        0, ge=0, le=1, description="Fewest lines that end in terminal punctuation (FineWeb: 0.12)."
+        0, ge=0, le=1, description="Minimum share of lines that end in terminal punctuation (FineWeb: 0.12)."
     )
     max_short_line_share: float = Field(
-        0.95, ge=0, le=1, description="Most lines of at most 30 characters (FineWeb: 0.67)."
+        0.95, ge=0, le=1, description="Maximum share of lines of at most 30 characters (FineWeb: 0.67)."
     )
     max_fineweb_duplicate_share: float = Field(
-        1, ge=0, le=1, description="Most characters in repeated lines, newlines not counted (FineWeb: 0.01)."
+        1, ge=0, le=1, description="Maximum share of characters in duplicate lines, without newlines (FineWeb: 0.01)."
     )
-    max_newlines_per_word: float = Field(1, ge=0, description="Most newlines a word (FineWeb: 0.3).")
+    max_newlines_per_word: float = Field(1, ge=0, description="Maximum ratio of newlines to words (FineWeb: 0.3).")
+    # From here on no published definition (docs/filters.md, "own").
     max_code_share: float = Field(
-        0.85, ge=0, le=1, description="Most text in lines of code; 0.85 asks for 15 characters of prose on 85 of code."
+        0.85,
+        ge=0,
+        le=1,
+        description="Maximum share of text in lines of code; 0.85: 15 characters of prose on 85 of code.",
     )
     max_markup_share: float = Field(
-        0.4, ge=0, le=1, description="Most text in HTML tags, entities and Markdown link targets."
+        0.4, ge=0, le=1, description="Maximum share of text in HTML tags, entities and Markdown link targets."
     )
     max_boilerplate_share: float = Field(
-        0.3, ge=0, le=1, description="Most text in lines with a phrase of navigation, cookie banners or legal footers."
+        0.3,
+        ge=0,
+        le=1,
+        description="Maximum share of text in lines with phrases of navigation, cookie banners or footers.",
     )
-    max_top_word_share: float = Field(0.3, ge=0, le=1, description="Most of the words that are one and the same word.")
-    max_longest_word_run: int = Field(20, ge=1, description="Longest run of one word said again and again.")
-    max_symbol_share: float = Field(0.5, ge=0, le=1, description="Most characters that are no letter, digit or space.")
-    max_digit_share: float = Field(0.3, ge=0, le=1, description="Most characters that are digits.")
+    max_top_word_share: float = Field(0.3, ge=0, le=1, description="Maximum share of words that are one and the same.")
+    max_longest_word_run: int = Field(20, ge=1, description="Maximum repetitions of one word in a row.")
+    max_symbol_share: float = Field(0.5, ge=0, le=1, description="Maximum share of symbols among non-space characters.")
+    max_digit_share: float = Field(0.3, ge=0, le=1, description="Maximum share of characters that are digits.")
 
 
 PUBLISHED = FilterConfig(
@@ -260,6 +285,7 @@ def filter(run: StageRun, cfg: FilterConfig, documents: Artifact) -> None:
     """
     measured = run.scratch / "measured"
     shards = document_shards(documents)
+    # Of the measured part alone: with other thresholds the memo has all measurements.
     measure_cfg = MeasureConfig(**{name: getattr(cfg, name) for name in MeasureConfig.model_fields})
     map_shards(run, measure_shard, [ShardJob((shard,), measured / shard.name) for shard in shards], measure_cfg)
     jobs = [ShardJob((measured / shard.name,), run.out / "attributes" / shard.name) for shard in shards]

@@ -241,6 +241,7 @@ def document_of(name: str, item: Item, cfg: IngestConfig) -> DocumentRow | Bad:
         origin = f"{item.address} ({origin})" if item.address else origin
     text = text.strip()
     source = source_name(name)
+    # Not of the place: text that moves within its source keeps its id, and with it its split and its verdicts.
     doc_id = xxhash.xxh3_128_hexdigest(f"{source}\0{text}".encode())
     return DocumentRow(doc_id, text, source, origin, license, batch)
 

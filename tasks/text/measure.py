@@ -73,6 +73,7 @@ def _languages(texts: pa.LargeStringArray, wanted: Sequence[str]) -> tuple[pa.Ar
 
     if not wanted:
         return pa.array([""] * len(texts), pa.string()), pa.array(np.zeros(len(texts), np.float32))
+    # Cut before it becomes Python strings: no more than this is looked at, however long a document is.
     found = identify(pc.utf8_slice_codeunits(texts, 0, SAMPLE_CHARACTERS).to_pylist(), frozenset(wanted))
     codes = pa.array([language.code for language in found], pa.string())
     return codes, pa.array(np.array([language.probability for language in found], np.float32))
@@ -97,6 +98,7 @@ def _blocked_words(texts: pa.LargeStringArray, words: Sequence[str]) -> pa.Array
 
 def _whole_word(word: str) -> str:
     """An RE2 pattern; RE2's border of a word knows ASCII only, so other scripts are found anywhere."""
+    # Every character by its number: none of them means anything to RE2 then.
     quoted = "".join(rf"\x{{{ord(character):x}}}" for character in word)
     before = r"\b" if word[0].isascii() and word[0].isalnum() else ""
     after = r"\b" if word[-1].isascii() and word[-1].isalnum() else ""

@@ -15,5 +15,6 @@ def first_of_each(ids: pa.ChunkedArray) -> NDArray[np.int64]:
 
 def smallest_hashes(ids: pa.ChunkedArray, count: int) -> NDArray[np.int64]:
     """Indices, ascending, of the `count` rows whose ids (32 hex digits) are smallest; all rows if there are fewer."""
+    # Half of the 128 bits: what a uint64 holds.
     hashes = np.array([int(identifier[:16], 16) for identifier in ids.to_pylist()], np.uint64)
     return np.sort(np.argsort(hashes, kind="stable")[:count])

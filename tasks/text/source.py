@@ -24,6 +24,7 @@ from tasks.text.readers.remote import download_files, list_remote
 PYTHON_DOCS = "python-docs"
 """The embedded corpus: documentation in the source of the standard library and of installed libraries."""
 
+# hashlib releases the GIL, so threads hash at once.
 HASHING_THREADS = 4
 _SLUG = re.compile(r"[^A-Za-z0-9._-]+")
 
@@ -187,6 +188,7 @@ def group_files(files: Iterable[SourceFile], group_bytes: int) -> list[list[Sour
     """
     groups: list[list[SourceFile]] = []
     for file in files:
+        # A file of `group_bytes` or more always opens one.
         opens = xxhash.xxh3_64_intdigest(file.name.encode()) < (file.bytes / group_bytes) * 2**64
         if opens or not groups:
             groups.append([])

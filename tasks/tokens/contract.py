@@ -28,6 +28,7 @@ def contract_of_tokenizer(folder: Path) -> Contract:
     """The contract that the tokenizer files in `folder` themselves imply."""
     tokenizer = Tokenizer.load(folder)
     template = hashlib.sha256((folder / "chat_template.jinja").read_bytes()).hexdigest()
+    # The digest of what decides ids: another layout of the same tokenizer.json is the same tokenizer.
     return Contract(tokenizer.digest, tokenizer.special_ids, template)
 
 

@@ -50,6 +50,7 @@ def read_tokens(folder: Path, split: Split) -> NDArray[np.unsignedinteger]:
     path = folder / f"{split}.bin"
     if path.stat().st_size == 0:
         raise ValueError(f"The {split} split has no tokens. Give more text, or a larger share to that split (pack).")
+    # Mapped: a step reads its windows, and no process holds the corpus.
     return np.memmap(path, np.dtype(read_meta(folder)["dtype"]).newbyteorder("<"), "r")
 
 
@@ -64,6 +65,7 @@ def random_rows(folder: Path, split: Split, rows: int, length: int, seed: int) -
     if count < 1:
         raise ValueError(f"{folder / split}.bin has {len(tokens)} tokens, less than one row of {length}.")
     chosen = np.random.Generator(np.random.Philox(seed)).permutation(count)[:rows]
+    # In the order of the file: the map is read from front to back.
     return np.stack([tokens[i * length : (i + 1) * length] for i in np.sort(chosen)]).astype(np.int64)
 
 
@@ -94,6 +96,7 @@ def report_names(sizes: Mapping[str, int]) -> dict[str, str]:
 
     A corpus may have thousands of sources; a curve for each would help nobody.
     """
+    # By name where equal, so that the same sources are told in every run.
     ranked = sorted(sizes, key=lambda source: (-sizes[source], source))
     kept = MAX_SOURCES if len(ranked) <= MAX_SOURCES else MAX_SOURCES - 1
     return {source: source if rank < kept else OTHER_SOURCES for rank, source in enumerate(ranked)}

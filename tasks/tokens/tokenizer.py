@@ -31,15 +31,17 @@ EQUALITY_DOCUMENTS = 500
 
 
 class TokenizerConfig(StageConfig):
-    """How the vocabulary is made."""
+    """How the BPE vocabulary is trained."""
 
+    # 512 at least: 256 bytes and 4 special tokens come before the first merge.
     vocab_size: int = Field(
         4096, ge=512, le=1_000_000, description="Size of the vocabulary, the 4 special tokens included."
     )
+    # 32,000 entries from 20 / 100 / 300 MB: 7 / 29 / 79 CPU-s and 141 / 267 / 425 MB of memory.
     sample_megabytes: float = Field(
         100.0, gt=0, le=10_000, description="Text to train on; documents are chosen by their hash (100 MB take 30 s)."
     )
-    min_frequency: int = Field(2, ge=1, le=1000, description="How often a pair of tokens must occur to be merged.")
+    min_frequency: int = Field(2, ge=1, le=1000, description="Minimum frequency of a token pair to be merged.")
     compare_with: tuple[str, ...] = Field(
         (), description="Files of other tokenizers (tokenizer.json, .tiktoken) whose bytes per token are reported too."
     )
@@ -52,6 +54,7 @@ def tokenizer(run: StageRun, cfg: TokenizerConfig, documents: Artifact, **judged
     Raises:
         ValueError: no text is left, or a tokenizer to compare with cannot be read.
     """
+    # First: a file that cannot be read is said before minutes of training.
     others = {name_of(path): load_counter(path) for path in map(Path, cfg.compare_with)}
     shards = aligned_shards(documents, *judged.values())
     kept_bytes = sum(_kept_bytes(shard, attributes) for shard, *attributes in shards)
@@ -65,6 +68,8 @@ def tokenizer(run: StageRun, cfg: TokenizerConfig, documents: Artifact, **judged
     texts = [text for _, text in sample]
     run.metric("sample_documents", len(texts))
     run.metric("sample_bytes", sum(len(text.encode()) for text in texts))
+    # Byte-level, which gives the same merges each run; with a prefix or suffix of words they differ
+    # (huggingface/tokenizers#1794).
     trained = train_bpe(iter(texts), cfg.vocab_size, cfg.min_frequency)
     write_tokenizer(trained, run.out)
     record = {
@@ -93,6 +98,7 @@ def others_bytes_per_token(others: Mapping[str, CountTokens], texts: list[str]) 
 
 def equality_sample(texts: list[str]) -> list[str]:
     """The beginnings of evenly spaced texts."""
+    # Not beyond: longer texts are cut before encoding, and a cut may fall into a token.
     return [text[:SEGMENT_CHARACTERS] for text in texts[:: max(1, len(texts) // EQUALITY_DOCUMENTS)]]
 
 
@@ -105,6 +111,7 @@ def sample_documents(shard: Path, attributes: list[Path], share: float) -> Itera
     """(doc_id, text) of the kept documents whose hash falls into the first `share` of all hashes."""
     table = read_kept(shard, attributes)
     for doc_id, text in zip(table["doc_id"].to_pylist(), table["text"].to_pylist()):
+        # By hash: the sample of a corpus that grows keeps its documents, but for those that the share now leaves out.
         if int(doc_id[:16], 16) < share * 2**64:
             yield doc_id, text
 
@@ -115,10 +122,11 @@ def write_tokenizer(trained: HuggingFaceTokenizer, folder: Path) -> None:
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": ENDOFTEXT,
+        # What ends an answer: generators of others stop at it without being told.
         "eos_token": IM_END,
         "pad_token": PAD,
-        "model_max_length": 1_000_000,
-        "clean_up_tokenization_spaces": False,
+        "model_max_length": 1_000_000,  # the model says how much it reads, not its tokenizer
+        "clean_up_tokenization_spaces": False,  # else decoding takes away spaces before punctuation
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
@@ -136,6 +144,7 @@ def check_equality(trained: HuggingFaceTokenizer, ours: Tokenizer, texts: list[s
     for row, head in enumerate(heads):
         ids = ours.encode(head)
         assert ids == in_bulk[row].tolist(), f"bulk encoding differs from tiktoken on {head[:80]!r}"
+        # `tokenizers` reads special tokens in text, ours never does, so such texts may differ.
         assert ids == trained.encode(head, add_special_tokens=False).ids or any(t in head for t in SPECIAL_TOKENS), (
             f"tiktoken and tokenizers disagree on the text that begins {head[:80]!r}"
         )

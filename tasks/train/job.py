@@ -114,6 +114,7 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
     from model.training.meter import Meter, find_energy, peak_flops
 
     device = parallel.device
+    # The launcher says which of the machine's GPUs is this process's.
     energy = find_energy(device, int(os.environ.get("LOCAL_RANK", "0")))
     meter = Meter(device, peak_flops(device, cfg.precision), energy)
     trainer = Trainer(
@@ -125,7 +126,7 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
         cfg.schedule,
         cfg.loop,
         Checkpoints(run.scratch / "checkpoints"),
-        run if is_first_process() else Silent(),
+        run if is_first_process() else Silent(),  # or each metric would be told once a process
         data.tokens,
         run.execution.micro_batch_tokens,
         meter,
@@ -152,6 +153,7 @@ def bytes_of_tokens(tokenizer: Tokenizer) -> NDArray[np.float32]:
     import numpy as np
 
     special = set(tokenizer.special_ids.values())
+    # 0: bits per byte are over the text, which has no special tokens in it.
     sizes = [0 if i in special else len(tokenizer.decode_bytes([i])) for i in range(tokenizer.vocab_size)]
     return np.array(sizes, dtype=np.float32)
 
@@ -161,9 +163,11 @@ def finish(run: TrainingRun, parallel: Parallel, tokenizer_dir: Path, end_tokens
     from model.network.transformer import Transformer
     from tasks.models.folder import save_model
 
+    # Before any process leaves: sharded weights are gathered from all.
     weights = parallel.weights()
     if not is_first_process():
         return
     transformer = Transformer(parallel.objective.transformer.config)
+    # The objective holds the model as `transformer`; on disk it has the names of Hugging Face.
     transformer.load_state_dict({name.removeprefix("transformer."): tensor for name, tensor in weights.items()})
     save_model(run.out, transformer, tokenizer_dir, end_tokens)

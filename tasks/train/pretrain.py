@@ -1,4 +1,4 @@
-"""Pretraining: learn the language of the corpus, every token once per epoch, from random weights to a base model.
+"""Pretraining: next-token prediction on the corpus, every token once per epoch, from random weights to a base model.
 
 Or from the weights of an earlier one, with the same tokenizer and shape and a learning-rate schedule that begins anew.
 """
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from model.training.data import StepPlan, TokenSources, WindowBatches
     from model.training.loop import Validation
 
+# Not the context length, nor anything of RoPE: positions are computed, and have no weights.
 _WEIGHT_SHAPES = (
     "vocab_size",
     "hidden_size",
@@ -43,26 +44,31 @@ _WEIGHT_SHAPES = (
 )
 
 
+# exp overflows a double beyond 709.
 MAX_NATS = 700.0
 """Of a perplexity's exponent: beyond, it is no number."""
 
 
 class PretrainConfig(TrainingConfig):
-    """The model's shape, how much it reads, and in what portions."""
+    """The model's architecture, the tokens it is trained on, and the batches."""
 
     model: Architecture = Field(Architecture(), description="Shape of the network; the tokenizer adds the vocabulary.")
-    batches: WindowSettings = Field(WindowSettings(), description="Tokens of a step, and how many to train on.")
+    batches: WindowSettings = Field(WindowSettings(), description="Batch size, sequence length and training tokens.")
+    # Momentum 0.9: 0.009 to 0.012 bits per byte below 0.95 with three seeds at 4,096 tokens a step (docs/LOG.md);
+    # larger batches were not compared, and SFT keeps 0.95.
     optimizer: OptimizerSettings = Field(
         OptimizerSettings(momentum=0.9), description="Optimizer, learning rates, momentum, weight decay and clipping."
     )
-    schedule: ScheduleSettings = Field(ScheduleSettings(), description="Course of the learning rate.")
+    schedule: ScheduleSettings = Field(ScheduleSettings(), description="Learning-rate schedule.")
+    # Worth 0.11 bits per byte after 1.5M tokens, 0.07 after 4M (3M parameters); 0.16 in the demo (docs/training.md).
     attention_start: AttentionStart = Field(
         "induction", description="Initial attention weights: with an induction head (two layers or more), or random."
     )
+    # Off: with 1e-4 1.7370 against 1.7366 bits per byte, no difference (docs/LOG.md, 2026-11-27).
     z_loss: float = Field(
         0.0, ge=0, le=1, description="Weight in the loss of the squared log-partition function (z-loss)."
     )
-    validation_tokens: int = Field(200_000, ge=1, description="Most tokens that a validation measures the loss on.")
+    validation_tokens: int = Field(200_000, ge=1, description="Maximum number of tokens in the validation loss.")
 
     @model_validator(mode="after")
     def _fits_together(self) -> "PretrainConfig":
@@ -98,6 +104,7 @@ def step_plan(settings: WindowSettings, tokens: int) -> "StepPlan":
     row = Ramp(s.initial_sequence_length or per_window, per_window, s.ramp_fraction)
     if s.steps:
         return plan_steps(batch.total(s.steps), batch, row, s.steps)
+    # Tokens asked for are rounded up to windows; of a stream the last token is only ever a label.
     wanted = -(-s.train_tokens // per_window) if s.train_tokens else round(s.epochs * ((tokens - 1) // per_window))
     return plan_steps(max(1, wanted), batch, row)
 
@@ -116,6 +123,7 @@ def text_batches(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "Win
         cfg.batches.sequence_length,
         cfg.seed,
         bytes_of_tokens(tokenizer),
+        # -1 is no id: no border is found then.
         tokenizer.endoftext_id if cfg.batches.document_attention else -1,
     )
 
@@ -132,6 +140,7 @@ def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path, sources:
     tokenizer = Tokenizer.load(tokenizer_dir)
     stream = read_tokens(folder, "validation")
     length = min(cfg.batches.sequence_length, len(stream) - 1)
+    # Full rows from the start: a validation knows no ramp, or its figures would not compare along the curve.
     plan = plan_steps(1, Ramp(1, 1), Ramp(length, length))
     endoftext = tokenizer.endoftext_id if cfg.batches.document_attention else -1
     batches = WindowBatches(stream, plan, length, 0, bytes_of_tokens(tokenizer), endoftext, sources)
@@ -143,6 +152,7 @@ def language_figures(sums: Mapping[str, float]) -> dict[str, float]:
     """Nats per token, and bits per byte, which alone compare across tokenizers; both by source, where one was seen."""
     figures = {
         "loss": sums["nll"] / max(sums["labels"], 1),
+        # Bytes of the text alone: special tokens count 0, their nats do.
         "bits_per_byte": sums["nll"] / math.log(2) / max(sums["bytes"], 1),
     }
     for name, size in sums.items():
@@ -195,6 +205,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
     meta = read_meta(tokens_dir)
     batches = text_batches(cfg, tokens_dir, tokenizer_dir)
     plan = step_plan(cfg.batches, int(meta["train_tokens"]))
+    # Of the plan, not of the file: ramps and steps may take less of it or more.
     tokens = float(plan.first_window[-1]) * cfg.batches.sequence_length
     transformer = first_weights(cfg, int(meta["vocab_size"]), inputs)
     sources = token_sources(tokens_dir, "validation")
@@ -202,6 +213,7 @@ def pretrain_job(run: TrainingRun, cfg: PretrainConfig, inputs: Mapping[str, Pat
     validation = _validation(cfg, tokens_dir, tokenizer_dir, sources)
     data = TrainingData(batches, validation, language_figures, plan.steps, tokens)
     final = train(run, cfg, parallel, data)
+    # A base model has seen no <|im_end|>: documents end in this one.
     finish(run, parallel, tokenizer_dir, ("<|endoftext|>",))
     if is_first_process():
         final["val_perplexity"] = math.exp(min(final["val_loss"], MAX_NATS))

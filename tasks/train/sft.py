@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: learn to answer, from conversations of which only the assistant's words are learnt."""
+"""Supervised fine-tuning: learn to answer, from conversations, with the loss on the assistant's tokens alone."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
 
 class SftConfig(TrainingConfig):
-    """Gentler rates than in pretraining, rows of packed conversations."""
+    """Lower learning rates than in pretraining, and conversations packed into rows."""
 
-    batches: PackedSettings = Field(
-        PackedSettings(), description="Tokens of a step, and how often conversations are read."
-    )
+    batches: PackedSettings = Field(PackedSettings(), description="Batch size, sequence length and number of epochs.")
+    # Muon at 0.004 / these / the highest tried, 50 steps: 3.913 / 3.786 / 3.772 nats on held-out answers; the highest
+    # forgets more of the text (docs/LOG.md, 2026-11-22).
     optimizer: OptimizerSettings = Field(
         OptimizerSettings(
             matrix_learning_rate=0.01, learning_rate=1e-3, embedding_learning_rate=0.03, head_learning_rate=2e-3
         ),
         description="Optimizer, learning rates, momentum, weight decay and clipping.",
     )
-    schedule: ScheduleSettings = Field(ScheduleSettings(kind="linear"), description="Course of the learning rate.")
+    schedule: ScheduleSettings = Field(ScheduleSettings(kind="linear"), description="Learning-rate schedule.")
     too_long: Literal["truncate", "drop"] = Field(
         "truncate", description="Whether a conversation longer than sequence_length is truncated or dropped."
     )
     validation_conversations: int = Field(
-        500, ge=1, description="Most conversations that a validation measures the loss on."
+        500, ge=1, description="Maximum number of conversations in the validation loss."
     )
 
 
@@ -66,12 +66,13 @@ def encode_conversations(
     ids, masks = [], []
     truncated = dropped = 0
     for one in rendered:
+        # A token more than the row: the last one is only ever a label.
         fits = len(one.ids) <= sequence_length + 1
         if not fits and too_long == "drop":
             dropped += 1
             continue
         mask = one.loss_mask[: sequence_length + 1]
-        if not any(mask[1:]):
+        if not any(mask[1:]):  # the first token is never predicted
             dropped += 1
             continue
         truncated += not fits

@@ -56,6 +56,7 @@ class ArrayWriter:
     def append(self, rows: NDArray[Any]) -> None:
         """Write these rows after those before them."""
         if self._like is None:
+            # The header comes before the rows in the file: written now for its place, again with their number.
             self._like = np.empty((0, *rows.shape[1:]), rows.dtype)
             self._write_header()
         rows.tofile(self._stream)

@@ -77,6 +77,8 @@ def write_segment(path: Path, segment: Segment, parameters: IndexParameters) -> 
     with _published(path) as aside:
         for name in _ARRAYS:
             np.save(_array(aside, name), getattr(segment, name))
+        # Last, and without fsync, which took 100 small merges from 5 to 43 s (docs/LOG.md): the header holds the bytes,
+        # and a segment that lost some is judged again.
         _write_header(aside, parameters, len(segment))
 
 
@@ -86,6 +88,7 @@ def open_segment(path: Path, parameters: IndexParameters) -> Segment:
     Raises:
         ValueError: it was written with other parameters, which are named.
     """
+    # Before anything is mapped: signatures of another seed or scheme would agree by chance, not fail.
     _check_parameters(path, parameters)
     return Segment(**{name: np.load(_array(path, name), mmap_mode="r") for name in _ARRAYS})
 
@@ -145,6 +148,7 @@ def _merge_bands(
                 for part, shift, ends in zip(parts, shifts, (of[band : band + 2] for of in borders))
             ]
             for block_keys, block_places in _merged_blocks(runs, block_rows):
+                # Later entries of a full bucket are never looked at, so leaving them out changes no verdict.
                 first = rank_in_run(block_keys) < parameters.bucket_size
                 keys.append(block_keys[first])
                 places.append(block_places[first])
@@ -164,6 +168,7 @@ def rank_in_run(ordered: U64) -> I64:
 def _concatenate(parts: Sequence[ArrayRows], path: Path, block_rows: int) -> None:
     with ArrayWriter(path) as whole:
         for part in parts:
+            # An empty part is written once too: the file needs its type and width.
             for start in range(0, max(len(part), 1), block_rows):
                 whole.append(part.read(start, block_rows))
 
@@ -191,6 +196,7 @@ def _merged_blocks(runs: Sequence[_Run], block_rows: int) -> Iterator[tuple[U64,
             continue
         keys = np.concatenate([head[:count] for head, count in zip(heads, counts)])
         places = np.concatenate([run.places.read(s, n) + np.uint32(run.shift) for run, s, n in zip(runs, done, counts)])
+        # Stable: equal keys stay in the order of the runs, which is that in which documents came.
         order = np.argsort(_first(keys), kind="stable")
         yield keys[order], places[order]
         if not known:

@@ -42,17 +42,21 @@ def judge(signed: Signed, shard: int, index: DedupIndex, cfg: SignConfig, rule: 
 
     segments = index.segments(shard)
     keys = band_keys(signed.signature, cfg.bands, cfg.rows)
+    # Texts without words all have one signature: they would be near-duplicates of each other, with nothing compared.
     worded = (signed.signature != EMPTY).any(axis=1)
     sketches = signed.signature.astype(np.uint8)  # b-bit minwise hashing, b = 8: a quarter of the memory
 
     hits = find(segments, keys, worded, rule.bucket_size)
+    # False candidates mostly end here, on 112 bytes, before their shingles (1.8 KB a document) are read from disk.
     near = _agreeing(sketches, hits.rows, segments, hits.documents) >= rule.least_agreement
     rows, documents = hits.rows[near], hits.documents[near]
     exact_witness = find_exact(segments, signed.text_hash)
+    # Each witness once, in the order in which documents came
     past = np.unique(np.concatenate([documents, exact_witness[exact_witness >= 0]]))
     witnesses = _witnesses(index, locate(segments, past))
 
     buckets, filled = _buckets(keys, worded, hits.filled)
+    # Flat: numpy 2.0 gives the inverse a second dimension where an axis is named.
     exact = np.unique(signed.text_hash, axis=0, return_inverse=True)[1].reshape(-1).astype(np.int64)
     batch = Batch(
         buckets=buckets,
@@ -67,6 +71,7 @@ def judge(signed: Signed, shard: int, index: DedupIndex, cfg: SignConfig, rule: 
     )
     verdicts = keep_first(batch, rule)
     ids = pa.concat_arrays([witnesses.doc_ids, signed.doc_ids])
+    # -1 (no witness) would raise; replaced by "" below
     named = ids.take(pa.array(np.maximum(verdicts.witness, 0))).to_pylist() if len(ids) else []
     duplicate_of = [name if witness >= 0 else "" for name, witness in zip(named, verdicts.witness.tolist())]
     kept = verdicts.kind == KEPT
@@ -99,9 +104,9 @@ def _witnesses(index: DedupIndex, places: NDArray[np.uint32]) -> Witnesses:
 def _agreeing(
     sketches: NDArray[np.uint8], rows: NDArray[np.int64], segments: Sequence[Segment], documents: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """In how many places the sketches of each pair agree; a slice at a time, to bound the memory."""
+    """In how many places the sketches of each pair agree: (pairs,); a slice at a time, to bound the memory."""
     agreeing = np.zeros(len(rows), np.int64)
-    for start in range(0, len(rows), 100_000):
+    for start in range(0, len(rows), 100_000):  # 11 MB a side at 112 bytes a sketch
         part = slice(start, start + 100_000)
         agreeing[part] = (sketches[rows[part]] == candidate_sketches(segments, documents[part])).sum(axis=1)
     return agreeing
@@ -111,6 +116,7 @@ def _buckets(
     keys: NDArray[np.uint64], worded: NDArray[np.bool_], filled: NDArray[np.int32]
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Number the buckets of this batch: (bands, documents), -1 without words; and how full each is. (buckets,)"""
+    # Small numbers instead of 64-bit keys: the kernel counts each bucket in an array.
     buckets = np.full(keys.shape, -1, np.int32)
     fillings = [np.empty(0, np.int32)]
     total = 0
@@ -137,6 +143,7 @@ def _segment(
     all_keys, all_places = [], []
     for band in range(len(keys)):
         entering = np.flatnonzero(enters[band])
+        # Stable: documents of one bucket stay as they came, and the first of them are looked at first.
         order = entering[np.argsort(keys[band][entering], kind="stable")]
         all_keys.append(keys[band][order])
         all_places.append(place_of[order])

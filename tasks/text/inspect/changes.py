@@ -92,6 +92,7 @@ def _count(mask: pa.ChunkedArray) -> int:
 def _movements(fates: pa.Table, documents: Artifact, samples: int) -> list[Movement]:
     """One for each pair of fates, the largest first."""
     groups = fates.group_by(["before", "after"]).aggregate([("doc_id", "count")]).to_pylist()
+    # With the names: groups come in no order, and equal counts would be listed otherwise each time.
     groups.sort(key=lambda group: (-group["doc_id_count"], group["before"], group["after"]))
     shown: dict[tuple[str, str], list[str]] = {}
     for group in groups:

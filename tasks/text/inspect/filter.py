@@ -131,6 +131,7 @@ def _grouped(
     chosen: dict[str, pa.Table] = {}
     for name in counts:
         group = features.filter(pc.equal(reason, name))
+        # Ids are hashes: the smallest are a random sample, and the same each time.
         chosen[name] = group.take(pc.sort_indices(group["doc_id"])[:samples])
     wanted = pa.concat_tables(list(chosen.values())) if chosen else features.slice(0, 0)
     texts = beginnings(documents, wanted)

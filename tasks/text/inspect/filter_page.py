@@ -35,6 +35,7 @@ def render_filter_page(documents: Artifact, filtered: Artifact, cfg: FilterConfi
         parts.append(part)
         weights += [len(group) / max(len(part), 1)] * len(part)
     data = _page_data(documents, pa.concat_tables(parts), weights, cfg)
+    # A text with `</script>` in it would end the script that holds it.
     embedded = json.dumps(data, separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")
     return _PAGE.replace("/*DATA*/null", embedded)
 
@@ -49,6 +50,7 @@ def _page_data(documents: Artifact, rows: pa.Table, weights: Sequence[float], cf
     texts = beginnings(documents, rows)
     ids = rows["doc_id"].to_pylist()
     wanted = pc.is_in(rows["language"], pa.array(cfg.languages, pa.string())).to_numpy()
+    # -1: a wanted language has no such value
     foreign = np.where(wanted | (not cfg.languages), -1.0, rows["language_probability"].to_numpy())
     columns = {rule.feature: _rounded(rows[rule.feature].to_numpy()) for rule in RULES}
     rules = [

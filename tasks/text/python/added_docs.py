@@ -57,7 +57,9 @@ def _added(call: ast.Call, function: str, target: str, module: str, known: dict[
     if not isinstance(doc, str) or not names or not all(names):
         return
     if function == "add_docstr_all":
+        # torch/_tensor_docs.py names only the method.
         name = f"torch.Tensor.{names[-1]}"
+    # torch.special assigns what it documents: `entr = _add_docstr(_special.special_entr, ...)`.
     elif target:
         name = f"{module}.{target}"
     else:
@@ -105,6 +107,7 @@ def _evaluate_call(node: ast.Call, known: dict[str, Value]) -> Value | None:
     if function == "merge_dicts":
         return {key: text for part in given if isinstance(part, dict) for key, text in part.items()}
     if function == "parse_kwargs" and given and isinstance(given[0], str):
+        # As torch._torch_docs.parse_kwargs does: a section for each argument, indented by four.
         sections = [section.strip() for section in re.split(r"\n {4}(?!\s)", given[0])]
         return {section.split(" ")[0]: section for section in sections if section}
     if function == "format" and isinstance(node.func, ast.Attribute):
@@ -115,6 +118,6 @@ def _evaluate_call(node: ast.Call, known: dict[str, Value]) -> Value | None:
             values.update(found if isinstance(found, dict) else {keyword.arg or "": found or ""})
         try:
             return template.format_map(values) if isinstance(template, str) else None
-        except (ValueError, IndexError, AttributeError):
+        except (ValueError, IndexError, AttributeError):  # a brace that is no placeholder
             return None
     return None

@@ -33,6 +33,7 @@ _GOOGLE_SECTIONS = {
     "yields",
     "usage",
 }
+# Not after one capital (an initial), nor after abbreviations that documentation is full of.
 _SENTENCE_END = re.compile(r"(?<![A-Z])(?<!e\.g)(?<!i\.e)(?<!etc)(?<!vs)(?<!cf)[.!?](?=\s|$)")
 
 

@@ -94,6 +94,7 @@ def _parse(name: str, path: Path) -> FileEntries:
         return FileEntries(name, read_entries(path.read_text(encoding="utf-8-sig"), name))
     except UnicodeDecodeError as error:
         return FileEntries(name, [], f"not UTF-8 at byte {error.start}")
+    # ValueError: a null byte; RecursionError: nested too deeply for the parser.
     except (SyntaxError, ValueError, RecursionError) as error:
         return FileEntries(name, [], f"not Python of this version: {error}", getattr(error, "lineno", 0) or 0)
 

@@ -71,6 +71,7 @@ def library_folders() -> dict[str, Path]:
     """Name -> folder of the standard library and of each installed library of the embedded corpus."""
     found = {"python": Path(sysconfig.get_paths()["stdlib"])}
     for name in LIBRARIES:
+        # Of a top-level package this looks for it, and imports nothing.
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations:
             found[name] = Path(next(iter(spec.submodule_search_locations)))
@@ -85,7 +86,7 @@ def library_files() -> Iterator[tuple[str, Path]]:
 
 def _source_files(folder: str, name: str) -> Iterator[tuple[str, Path]]:
     with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
+        for entry in sorted(entries, key=lambda entry: entry.name):  # scandir has no order
             inner = f"{name}/{entry.name}"
             if entry.name.endswith(".py"):
                 yield inner, Path(entry.path)
@@ -208,6 +209,7 @@ def group_documents(entries: list[Entry]) -> Iterator[tuple[int, str]]:
     line = 0
     for entry in entries:
         starts_object = entry.kind != "method"
+        # Never before a method: it stays with its class, however long that is.
         if parts and (entry.kind == "topic" or (starts_object and sum(map(len, parts)) >= DOCUMENT_CHARACTERS)):
             yield line, "\n\n".join(parts)
             parts = []

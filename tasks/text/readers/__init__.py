@@ -96,6 +96,7 @@ def read_stream(stream: BinaryIO, name: str, extractor: HtmlExtractor) -> Iterat
     kind, packed = endings(name)
     last = ""
     try:
+        # FastWARC decompresses by itself, record by record.
         opened = compression.decompressed(stream, packed) if packed and kind != ".warc" else stream
         for item in READERS[kind](opened, extractor):
             last = item.place

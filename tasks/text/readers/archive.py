@@ -27,6 +27,7 @@ def read_zip(stream: BinaryIO, read_member: ReadMember) -> Iterator[Item]:
 
 def read_tar(stream: BinaryIO, read_member: ReadMember) -> Iterator[Item]:
     """The records of all members, in their order in the archive; links and devices are passed over."""
+    # "|": read once from start to end, since a compressed archive cannot be entered in the middle.
     with tarfile.open(fileobj=stream, mode="r|*") as archive:
         for member in archive:
             content = archive.extractfile(member) if member.isreg() else None

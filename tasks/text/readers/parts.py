@@ -37,6 +37,7 @@ def read_part(path: Path, name: str, part: int, part_bytes: int) -> Iterator[Ite
 
 def _lines(stream: BinaryIO, start: int, end: int) -> Iterator[Item]:
     """A line belongs to the part that it begins in. Its place is its byte; that of a bad one, its line."""
+    # One byte earlier: a line that begins just at `start` is then not taken for the rest of one.
     stream.seek(max(0, start - 1))
     if start > 0:
         stream.readline()  # the rest of the line that begins before `start`, or just the end of it

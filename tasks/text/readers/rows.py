@@ -9,6 +9,7 @@ import orjson
 
 from tasks.text.readers.records import Bad, HtmlExtractor, Item, Row, shown
 
+# Python's default refuses fields of more than 131,072 characters: a text may well be longer.
 MAX_FIELD_CHARACTERS = 1 << 30
 
 
