@@ -118,7 +118,7 @@ def _manifest_of(store: Store, stage: str, digest: str, champion: Champion) -> M
     found = [manifest for manifest in store.manifests() if (manifest.stage, manifest.digest) == (stage, digest)]
     if not found:
         raise ValueError(_gone(champion, f"nothing in {store.keys / stage} tells how {digest[:12]} was made"))
-    return found[-1]
+    return found[-1]  # manifests come oldest first
 
 
 def _open(store: Store, digest: str, champion: Champion) -> Artifact:
@@ -159,7 +159,7 @@ def promote_run(record: RunRecord, execution: Execution) -> Champion:
     if current and current.evaluation == evaluation:
         raise ValueError(f"The models of {record.run_id} are the champion of {name} already.")
     champion = _crown(store, record, models, evaluation, current)
-    if record.tracking_run_id:
+    if record.tracking_run_id:  # else MLflow knows no version of it
         assign_role(execution, name, champion.in_role("candidate"), "champion")
     return champion
 
@@ -172,7 +172,7 @@ def _crown(
         promoted=now_utc(),
         models=models,
         roles=record.roles,
-        evaluation=evaluation,
+        evaluation=evaluation,  # tells a champion by bytes: another run that gave the same is the champion too
         predecessor_evaluation=current.evaluation if current else "",
     )
     write_atomically(_champion_path(store, str(record.recipe["name"])), champion.model_dump_json(indent=1).encode())
@@ -195,7 +195,7 @@ def model_folder(store: Store, model: str, run: str, role: str) -> Path:
     Raises:
         ValueError: no such form, run or folder; says which forms there are.
     """
-    if model and (Path(model) / "config.json").is_file():
+    if model and (Path(model) / "config.json").is_file():  # not is_dir: a folder may bear the name of a form
         return Path(model)
     record = find_run(store, run)
     champion = None if run else find_champion(store, str(record.recipe["name"]))

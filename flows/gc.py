@@ -51,6 +51,7 @@ def find_garbage(store: Store, keep_runs: int) -> Garbage:
     manifests = store.manifests()
     runs = list_runs(store)
     alive = [run for run in runs if is_alive(store, run)]
+    # From the front: [-keep_runs:] would keep all of them where it is 0.
     kept_runs = [*alive, *(run for run in runs[max(0, len(runs) - keep_runs) :] if run not in alive)]
     roots = {record.digest for run in kept_runs for record in run.stages} | _champion_digests(store)
     roots |= _arrived(store, manifests, alive)
@@ -86,6 +87,7 @@ def collect(store: Store, garbage: Garbage) -> None:
         for path in garbage.index:
             if path in still:
                 _remove(path)
+    # Records last: what a crash leaves undone the next collection finds again.
     for run_id in garbage.runs:
         (run_folder(store) / f"{run_id}.json").unlink(missing_ok=True)
         store.unlock("run", run_id)
@@ -107,7 +109,7 @@ def _champion_digests(store: Store) -> set[str]:
     for path in (store.home / "champions").glob("*.json"):
         champion = Champion.model_validate_json(path.read_bytes())
         found |= {*champion.models.values(), champion.evaluation, champion.predecessor_evaluation}
-    return found - {""}
+    return found - {""}  # the first champion replaced nobody
 
 
 def _reachable(roots: Iterable[str], manifests: list[Manifest]) -> set[str]:
@@ -157,7 +159,7 @@ def _unlinked_memos(store: Store, dying: Iterable[Path]) -> list[Path]:
         data = memo / "data"
         if data.exists():
             status = data.stat()
-            if status.st_nlink - names[status.st_dev, status.st_ino] > 1:
+            if status.st_nlink - names[status.st_dev, status.st_ino] > 1:  # 1: the memo's own name
                 continue
         found.append(memo)
     return found

@@ -97,6 +97,7 @@ def forms(recipe: Recipe) -> tuple[Form, ...]:
     )
 
 
+# int8 answers people: it decodes 5,300 tokens per CPU-s, fp32 3,000 and FP4 3,600 (docs/LOG.md, 2026-11-22).
 ROLES = {"start": "base", "candidate": "dpo", "served": "int8"}
 """By role a form: what a later run goes on from, what the gate holds against the champion, and what answers people."""
 
@@ -129,9 +130,11 @@ def prepare(recipe: Recipe, sources: Sources, run: Runner) -> Prepared:
     documents = run(ingest, recipe.ingest, corpus=sources.corpus)
     judged: dict[str, Artifact] = {}  # each judge is one line, and sees what those before it have dropped
     judged["filter"] = run(filter, recipe.filter, documents=documents)
+    # After the filter: what it dropped need not be signed, and is nobody's witness.
     judged["dedup"] = run(dedup, recipe.dedup, documents=documents, **judged)
     chats = run(conversations, recipe.conversations, sft=sources.sft)
     pairs = run(preferences, recipe.preferences, pairs=sources.preferences)
+    # Also what chats and pairs hold out: models are scored on it, so no document may give it away.
     tests: dict[str, Input] = {"conversations": chats, "preferences": pairs, **sources.benchmark_input}
     judged["decontaminate"] = run(decontaminate, recipe.decontaminate, documents=documents, **judged, **tests)
     corpus = {"documents": documents, **judged}

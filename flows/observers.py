@@ -40,6 +40,7 @@ class PrefectObserver:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._thread:
+            # A stage that failed, or was cancelled, is not held up for the pictures that it still had to show.
             self._thread.shutdown(wait=error is None, cancel_futures=error is not None)
 
     def metric(self, name: str, value: float) -> None:
@@ -73,6 +74,7 @@ class PrefectObserver:
         if not is_over and (now - self._last < PROGRESS_INTERVAL_S or self._is_sending):
             return
         self._last = now
+        # Prefect refuses more than 100.
         self._send(self._show_progress, bar.description, min(100.0, bar.percent), _words(self._label, bar))
 
     def show_figures(self, markdown: str) -> None:
@@ -86,6 +88,7 @@ class PrefectObserver:
 
     def _send(self, show: Callable[..., None], *arguments: object) -> None:
         if self._thread is None:
+            # One thread, so that an update never overtakes a later one.
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._sending = self._thread.submit(self._context.copy().run, self._attempt, show, *arguments)
 

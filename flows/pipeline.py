@@ -73,6 +73,7 @@ def name_flow_run(run_id: str) -> None:
     flow_run.name = run_id  # Prefect's own lines in the log name the run by this copy
 
 
+# Prefect's own cache never looks at the files that a record names: it serves what is gone.
 @task(name="stage", cache_policy=NO_CACHE, persist_result=False)
 def stage_task(carry_out: Callable[[], Outcome]) -> State[Any]:
     """One stage call. Its state says whether the store had the result."""
@@ -109,7 +110,7 @@ class PrefectRunner(InProcess):
         return outcome
 
     def _obtain(self, stage: Stage[Any], config: Any, label: str, inputs: Mapping[str, Input]) -> Outcome:
-        key = artifact_key(label, str(self.record.recipe["name"]))
+        key = artifact_key(label, str(self.record.recipe["name"]))  # one series on Prefect's page for each recipe
         with PrefectObserver(label, key) as shown, self._slot(stage, config, inputs):
             observer = Together(self.tracker.stage_observer(label), shown)
             outcome = obtain(stage, config, inputs, self.execution, label, observer)
@@ -129,7 +130,7 @@ class PrefectRunner(InProcess):
 
     def finish(self, status: Status, error: str = "") -> None:
         """Close record and tracking, then show the summary beside the flow run."""
-        super().finish(status, error)
+        super().finish(status, error)  # first, so that the record closes even where Prefect no longer answers
         summary = summary_markdown(summarise(Store(self.execution.home), self.record))
         name = str(self.record.recipe["name"])
         create_markdown_artifact(summary, key=artifact_key("summary", name), description=self.record.run_id)

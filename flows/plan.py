@@ -53,9 +53,9 @@ def work_of(config: dict[str, Any], input_bytes: float) -> Work:
     """How much a stage call has to do: tokens times weights where its config states both, else the bytes it reads."""
     model, batches = config.get("model", {}), config.get("batches", {})
     width, layers = float(model.get("hidden_size", 0)), float(model.get("num_layers", 0))
-    weights = max(1.0, 12 * layers * width**2)
+    weights = max(1.0, 12 * layers * width**2)  # of the blocks, as recipe.scale_by_depth counts them
     steps = float(batches.get("steps") or 0)
-    if batches.get("train_tokens") and not steps:
+    if batches.get("train_tokens") and not steps:  # as in training, steps win over tokens
         return Work("token-weights", float(batches["train_tokens"]) * weights)
     if steps:
         size = float(batches.get("batch_tokens") or batches.get("batch_pairs", 1))
@@ -65,6 +65,7 @@ def work_of(config: dict[str, Any], input_bytes: float) -> Work:
 
 def forecast(work: Work, earlier: Sequence[tuple[Work, Manifest]]) -> Forecast | None:
     """Scale what this stage took before; `earlier` pairs the work of each past build with its manifest."""
+    # Logarithms: machines and load differ by factors, so errors are symmetric there.
     rates = [math.log(max(m.seconds, 0.01) / past.amount) for past, m in earlier if past.unit == work.unit]
     if not rates:
         return None
@@ -73,7 +74,7 @@ def forecast(work: Work, earlier: Sequence[tuple[Work, Manifest]]) -> Forecast |
         spread = SINGLE_RUN_LOG_SPREAD
     else:
         t = _T80[len(rates) - 1] if len(rates) <= len(_T80) else 1.28
-        spread = t * statistics.stdev(rates) * math.sqrt(1 + 1 / len(rates))
+        spread = t * statistics.stdev(rates) * math.sqrt(1 + 1 / len(rates))  # of one more run, beside that of the mean
     return Forecast(math.exp(centre), math.exp(centre - spread), math.exp(centre + spread))
 
 
@@ -130,7 +131,7 @@ class Planner:
         digest = f"{_PENDING}{label}"
         past = self._past(stage, label)
         self._expected_bytes[digest] = float(past[-1].size_bytes) if past else 0.0
-        return Artifact(digest, Path("/nonexistent"))
+        return Artifact(digest, Path("/nonexistent"))  # opened by nobody: a planner runs no stage
 
     def _past(self, stage: Stage[Any], label: str) -> list[Manifest]:
         """Earlier builds of this stage, oldest first; those under the same label where there are any."""
@@ -143,7 +144,7 @@ class Planner:
         if not past:
             return "never built here"
         differences = [self._differences_from(m, stage, config, label, inputs) for m in reversed(past)]
-        closest = min(differences, key=len)
+        closest = min(differences, key=len)  # the latest of equally close ones, as they come in that order
         return closest[0] if closest else ""
 
     def _differences_from(

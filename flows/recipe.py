@@ -61,7 +61,7 @@ class Recipe(Sections):
         PYTHON_DOCS, min_length=1, description="Pairs of a better and a worse answer: a file, folder or python-docs."
     )
     benchmarks: str = Field(
-        "", description="Benchmarks that the text must not give away: a file, folder or glob; empty: none."
+        "", description="Benchmarks to decontaminate the text against: a file, folder or glob; empty: none."
     )
     start: Literal["scratch", "champion"] = Field(
         "scratch",
@@ -69,18 +69,18 @@ class Recipe(Sections):
         "tokenizer. Where there is no champion yet: from scratch.",
     )
     ingest: IngestConfig = Field(IngestConfig(), description="Read files into documents.")
-    filter: FilterConfig = Field(FilterConfig(), description="Drop text that is not worth learning.")
-    dedup: DedupConfig = Field(DedupConfig(), description="Drop copies and near-copies.")
+    filter: FilterConfig = Field(FilterConfig(), description="Quality filters: drop text that is not worth learning.")
+    dedup: DedupConfig = Field(DedupConfig(), description="Drop exact and near duplicates.")
     conversations: ConversationsConfig = Field(ConversationsConfig(), description="Read conversations.")
     preferences: PreferencesConfig = Field(PreferencesConfig(), description="Read preference pairs.")
-    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Drop text that gives tests away.")
+    decontaminate: DecontaminateConfig = Field(DecontaminateConfig(), description="Drop text that overlaps with tests.")
     tokenizer: TokenizerConfig = Field(TokenizerConfig(), description="Learn a byte-level BPE vocabulary.")
     pack: PackConfig = Field(PackConfig(), description="Turn text into training and validation tokens.")
-    pretrain: PretrainConfig = Field(PretrainConfig(), description="Learn the language.")
-    sft: SftConfig = Field(SftConfig(), description="Learn to answer.")
-    dpo: DpoConfig = Field(DpoConfig(), description="Learn which answer is better.")
-    int8: QuantizeConfig = Field(QuantizeConfig(format="int8"), description="Store weights in 8 bits.")
-    fp4: QuantizeConfig = Field(QuantizeConfig(format="nvfp4"), description="Store weights in 4 bits.")
+    pretrain: PretrainConfig = Field(PretrainConfig(), description="Pretrain to predict the next token.")
+    sft: SftConfig = Field(SftConfig(), description="Fine-tune on conversations (SFT).")
+    dpo: DpoConfig = Field(DpoConfig(), description="Align by direct preference optimisation (DPO).")
+    int8: QuantizeConfig = Field(QuantizeConfig(format="int8"), description="Quantize weights to INT8.")
+    fp4: QuantizeConfig = Field(QuantizeConfig(format="nvfp4"), description="Quantize weights to FP4 (NVFP4).")
     evaluate: EvaluateConfig = Field(EvaluateConfig(), description="Measure each model.")
     limits: FormLimits = Field(FormLimits(), description="What a form of the model may lose against its parent.")
     gate: GateConfig = Field(GateConfig(), description="Decide whether the new model replaces the champion.")
@@ -122,7 +122,7 @@ def scale_by_depth(depth: int) -> dict[str, Any]:
     hidden_size = 64 * depth
     num_heads = hidden_size // 64
     width_scale = (256 / hidden_size) ** 0.5
-    block_parameters = 12 * depth * hidden_size**2
+    block_parameters = 12 * depth * hidden_size**2  # of a layer 4 h² are attention's, 3 · 8/3 h² SwiGLU's
     batch_tokens = 4096 * 2 ** max(0, round(1.1 * (depth - 4) / 2)) if depth < 16 else 524_288
     return {
         "pretrain": {
@@ -130,13 +130,16 @@ def scale_by_depth(depth: int) -> dict[str, Any]:
                 "num_layers": depth,
                 "hidden_size": hidden_size,
                 "num_heads": num_heads,
+                # As many as heads: 0.95 of the speed for no better loss (docs/LOG.md, 2026-11-25).
                 "num_kv_heads": num_heads // 2 if num_heads % 2 == 0 else num_heads,
                 "intermediate_size": 64 * round(hidden_size * 8 / 3 / 64),
             },
             "batches": {"train_tokens": 20 * block_parameters, "batch_tokens": batch_tokens},
             "optimizer": {
-                "embedding_learning_rate": 0.1 * width_scale,
+                "embedding_learning_rate": 0.1 * width_scale,  # 0.05 and 0.2 were worse (docs/LOG.md, 2026-11-25)
+                # docs/LOG.md, 2026-11-27: 1.4893 bits per byte after 3.9M tokens, 1.4950 at 0.004.
                 "head_learning_rate": 0.008 * width_scale,
+                # docs/LOG.md, 2026-11-27: at 4,096 tokens 0.009 to 0.012 bits per byte below 0.95, three seeds.
                 "momentum": 0.9 if batch_tokens <= 8192 else 0.95,
             },
         }
@@ -183,7 +186,7 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     name, equals, value = setting.partition("=")
     if not equals:
         raise ValueError(f"--set {setting}: expected a field and a value, such as dpo.beta=0.2.")
-    parsed = yaml.safe_load(value) if value else ""
+    parsed = yaml.safe_load(value) if value else ""  # YAML makes None of nothing, which no field takes
     nested: dict[str, Any] = {}
     section = nested
     *path, leaf = name.split(".")

@@ -42,8 +42,10 @@ class InProcess:
             forms={form.name: form.label for form in forms(recipe)},
             roles=dict(ROLES),
         )
+        # First: where MLflow refuses, no record of a run that never was stays behind.
         self.tracker.begin(self.record)
         self._alive = ExitStack()
+        # Held before it is written: a record that says running and that nobody holds is taken for a dead run's.
         self._alive.enter_context(hold_run(self.store, self.record))
         save_run(self.store, self.record)
 
@@ -68,7 +70,7 @@ class InProcess:
         except OSError as failure:  # a full disk: that the record stays open must not hide why the run ended
             console.print(f"The record of {self.record.run_id} could not be closed: {failure}.", markup=False)
         self._alive.close()
-        self.tracker.finish(self.record, status)
+        self.tracker.finish(self.record, status)  # last: it sends the record as it has been closed
 
     def _write_down(self, outcome: Outcome) -> None:
         manifest = outcome.manifest

@@ -90,6 +90,7 @@ def verify_run(record: RunRecord, execution: Execution) -> list[Comparison]:
     recorded = _manifests(Store(execution.home), record)
     make_runner = partial(AsRecorded, recorded=recorded)
     with tempfile.TemporaryDirectory(prefix="bessemer-verify-") as home:
+        # A home of its own: in ours every stage would be served.
         elsewhere = execution.model_copy(update={"home": Path(home)})
         again = execute(recipe, elsewhere, Untracked(), make_runner, build_from_start)
     rebuilt, now = again.digests, environment(execution)

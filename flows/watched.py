@@ -37,6 +37,7 @@ class WatchConfig(BaseModel):
 def wants_training(watch: WatchConfig, trained_tokens: float, tokens: float) -> bool:
     """Whether the policy calls for training. Text that shrank, a takedown, counts as change too."""
     if watch.retrain == "when grown":
+        # 0: never trained on, though text may have been prepared before.
         return trained_tokens == 0 or abs(tokens - trained_tokens) > watch.new_share * trained_tokens
     return watch.retrain == "always"
 

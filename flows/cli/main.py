@@ -14,8 +14,8 @@ from flows.recipe import preset_names
 from model.quantization.formats import GGUF_FILE_TYPES
 from tasks.mechanism.progress import console
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_USER_ERROR = 2  # argparse's own
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 YOUNG_OBJECTS = 10_000
 """Made before Python looks among them for garbage; its own 700 makes it look often while 330,000 come to stay."""
 MAX_SHARE = 100
@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print("\nStopped. What was built is kept; the same command goes on from the last checkpoint.")
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
+        # `| head` has read enough; Python's flush at the end would fail once more, with a trace.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     sys.exit(code or 0)

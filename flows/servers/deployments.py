@@ -70,6 +70,7 @@ def _watch_deployment(name: str) -> dict[str, Any]:
         "Look for new text at two in the night; prepare it, and train when it has grown enough.",
         "flows.watch.ingest",
         schedules=[{"cron": "0 2 * * *", "timezone": "UTC", "active": False}],
+        # A copy: of one dict at two places YAML would write an anchor and an alias.
         concurrency_limit=dict(_ONE_LOOK_AT_A_TIME),
     )
 
@@ -174,11 +175,13 @@ async def prepare_server() -> None:
     from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
 
     async with get_client() as client:
+        # Tried, not looked up: two that prepare a server at once both succeed.
         with contextlib.suppress(ObjectAlreadyExists):
             await client.create_work_pool(WorkPoolCreate(name=WORK_POOL, type="process"))
         try:
             await client.read_global_concurrency_limit_by_name(TRAINING_SLOT)
         except ObjectNotFound:
+            # One, as a machine has one GPU or one CPU; raised on Prefect's page, it stays so (docs/deploy.md).
             await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=TRAINING_SLOT, limit=1))
         found = await client.read_automations_by_name(AUTOMATION)
         if not found:

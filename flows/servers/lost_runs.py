@@ -33,7 +33,7 @@ def patience_s() -> float:
         seconds = float(text)
     except ValueError:
         raise ValueError(f"BESSEMER_PATIENCE_S is {text!r}; it must be a number of seconds.") from None
-    if seconds <= HEARTBEAT_S:
+    if seconds <= HEARTBEAT_S:  # an equal patience races with the report
         raise ValueError(
             f"BESSEMER_PATIENCE_S is {text}, but a run reports only every {HEARTBEAT_S} s, so every run would soon "
             f"count as gone. Choose more than {HEARTBEAT_S}."
@@ -60,8 +60,8 @@ def lost_runs_automation() -> "AutomationCore":
             ),
             after={HEARTBEAT, FOUND_SILENT},
             expect={HEARTBEAT, *ends},
-            for_each={"prefect.resource.id"},
-            posture=Posture.Proactive,
+            for_each={"prefect.resource.id"},  # a patience of its own for each run
+            posture=Posture.Proactive,  # it acts when what it expects does not come
             threshold=1,
             within=timedelta(seconds=seconds),
         ),

@@ -34,6 +34,7 @@ def notify(home: Path, path: Path) -> None:
         "resource": {"prefect.resource.id": f"{RESOURCE}.{resolved}", "prefect.resource.name": resolved.name},
         "payload": {"path": str(resolved)},
     }
+    # By hand: the import of Prefect's client takes 3.4 CPU-s, the request none.
     request = urllib.request.Request(
         f"{addresses.prefect_api}/events",
         data=json.dumps([event]).encode(),

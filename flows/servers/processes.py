@@ -35,8 +35,9 @@ def prefect_environment(home: Path) -> dict[str, str]:
     """What Prefect reads when it is imported: state under the home, no telemetry, a console that is ours."""
     return {
         "PREFECT_HOME": str(home.resolve() / "prefect"),
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",  # the server would report to Prefect
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        # Prefect's own 20 s do not cover a first start on a busy machine.
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": str(int(START_TIMEOUT_S)),
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",  # Prefect's lines go to its pages, ours to the console
         "PREFECT_CLI_COLORS": "false",
@@ -51,6 +52,7 @@ def mlflow_environment() -> dict[str, str]:
     """No telemetry, and no job runner: it costs 8 processes and 0.8 GB and serves nothing here."""
     return {
         "MLFLOW_DISABLE_TELEMETRY": "true",
+        # MLflow does not understand the usual 1.
         "DO_NOT_TRACK": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
@@ -59,7 +61,7 @@ def mlflow_environment() -> dict[str, str]:
 def is_port_free(port: int) -> bool:
     """Whether a server could listen on this loopback port."""
     with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a server just stopped leaves TIME_WAIT
         try:
             probe.bind((LOOPBACK, port))
         except OSError:
@@ -108,7 +110,7 @@ def start_child(home: Path, name: str, module: str, arguments: Sequence[str], en
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,
-            start_new_session=True,
+            start_new_session=True,  # Ctrl-C reaches `up` alone, which stops them in order
         )
     return Child(name, process, log)
 
@@ -138,7 +140,7 @@ def start_prefect(home: Path, port: int) -> Child:
         "PREFECT_API_URL": f"http://{LOOPBACK}:{port}/api",
         # Without it the pages of a server on another port than 4200 look for the API on 4200.
         "PREFECT_SERVER_API_PORT": str(port),
-        "PREFECT_SERVER_API_HOST": LOOPBACK,
+        "PREFECT_SERVER_API_HOST": LOOPBACK,  # nothing listens beyond this machine (docs/deploy.md)
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
     }
     return _start_prefect(home, "prefect", port, environment, log_level="warning")
@@ -172,6 +174,7 @@ def start_mlflow(home: Path, port: int) -> Child:
     arguments = [
         *("server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"),  # each takes 0.2 GB; one person looks
         *("--backend-store-uri", local_tracking_uri(home)),
+        # A path in both: an address of the server's (mlflow-artifacts:/) could not be written once it is gone.
         *("--default-artifact-root", str(artifacts), "--artifacts-destination", str(artifacts)),
     ]
     return start_child(home, "mlflow", "mlflow", arguments, mlflow_environment())

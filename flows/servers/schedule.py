@@ -85,9 +85,10 @@ def _deploy(
     from prefect.client.schemas.schedules import CronSchedule
 
     pattern = client.read_deployment_by_name(PATTERN)
+    # What deploying has put for {{ $BESSEMER_HOME }} and the tracking address: here nothing would.
     here = {name: pattern.parameters["execution"][name] for name in ("home", "tracking_uri")}
     limit = pattern.global_concurrency_limit
-    return client.create_deployment(
+    return client.create_deployment(  # also changes one of that name
         pattern.flow_id,
         recipe.name,
         description=f"Look for new text in {recipe.corpus}; made by `bessemer schedule`.",
@@ -103,6 +104,7 @@ def _deploy(
 
 
 def _read_cron(cron: str, timezone: str) -> "CronSchedule":
+    # The server's class, not the client's of that name: it alone can tell the next date.
     from prefect.server.schemas.schedules import CronSchedule
 
     try:

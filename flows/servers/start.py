@@ -84,7 +84,7 @@ def prefect_server(execution: Execution) -> Iterator[str]:
                 _send_logs()
     finally:
         child.stop()
-        child.log.unlink(missing_ok=True)
+        child.log.unlink(missing_ok=True)  # each run would leave one behind
 
 
 @contextmanager

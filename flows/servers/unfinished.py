@@ -35,6 +35,7 @@ def silent_runs(prefect_api: str) -> Iterator[tuple[dict[str, Any], str]]:
     for flow in FLOWS:
         wanted = {"flows": {"name": {"any_": [flow]}}, "flow_runs": {"state": {"type": {"any_": BEGUN}}}}
         for run in _post(f"{prefect_api}/flow_runs/filter", wanted):
+            # A question for each run, but only the few that began and did not end are asked about.
             if not _reported(prefect_api, run["id"]):
                 yield run, flow
 

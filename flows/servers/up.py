@@ -46,7 +46,7 @@ def serve(home: Path, prefect_port: int, mlflow_port: int, overlap: Overlap = "w
     Raises:
         ValueError: a port is taken, another `up` serves this home, or a server ended by itself.
     """
-    Store(home)
+    Store(home)  # refuses a home of another format before a port is taken
     os.environ["BESSEMER_OVERLAP"] = COLLISION_STRATEGIES[overlap]
     with _only_one(home), _raise_on_signals(), ExitStack() as running:
         _check_port(prefect_port, "--prefect-port", "Prefect's")
@@ -67,7 +67,7 @@ def _start_all(home: Path, prefect_port: int, mlflow_port: int, running: ExitSta
     os.environ.update(PREFECT_API_URL=addresses.prefect_api, BESSEMER_HOME=str(home.resolve()))
     console.print("Starting the servers (the first time they also create their databases).")
     prefect = _kept(start_prefect(home, prefect_port), running)
-    mlflow = _kept(start_mlflow(home, mlflow_port), running)
+    mlflow = _kept(start_mlflow(home, mlflow_port), running)  # starts beside Prefect, and is waited for last
     wait_until_healthy(prefect, f"{addresses.prefect_api}/health")
     _deploy(home, running)
     ask_for_signs_of_life(addresses.prefect_api)  # before there is a worker: what is unfinished now, another one began
@@ -75,6 +75,7 @@ def _start_all(home: Path, prefect_port: int, mlflow_port: int, running: ExitSta
     wait_until_healthy(mlflow, f"{addresses.mlflow}/health")
     if ledgers(home):
         _kept(start_child(home, "catch-up", "tasks.track.completion", [str(home.resolve())], {}), running)
+    # Once all is up: `bessemer run` goes to the servers that it finds here.
     save_addresses(home, addresses)
     running.callback(forget_addresses, home)
     print(f"Prefect: {addresses.prefect}\nMLflow:  {addresses.mlflow}/{latest_page(addresses.mlflow)}", flush=True)
@@ -137,7 +138,7 @@ def _only_one(home: Path) -> Iterator[None]:
     """Refuse a second `up` for the same home; the kernel frees the lock however its holder ends."""
     path = server_folder(home) / "up.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as stream:
+    with path.open("a+") as stream:  # not "w": it would wipe the holder's number
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -162,7 +163,7 @@ def _raise_on_signals() -> Iterator[None]:
 
     def stop(number: int, frame: FrameType | None) -> None:
         for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, signal.SIG_IGN)
+            signal.signal(name, signal.SIG_IGN)  # a second Ctrl-C must not cut the stopping off
         raise Stopped
 
     before = {name: signal.signal(name, stop) for name in (signal.SIGINT, signal.SIGTERM)}

@@ -155,7 +155,7 @@ def figure_changes(before: Summary, after: Summary) -> list[FigureChange]:
     for label in dict.fromkeys([*before.manifests, *after.manifests]):
         old, new = before.manifests.get(label), after.manifests.get(label)
         stage = (old or new).stage  # type: ignore[union-attr]
-        for name in FIGURES.get(stage, ()):
+        for name in FIGURES.get(stage, ()):  # an older stage may have left the graph
             values = [m.metrics.get(name) if m else None for m in (old, new)]
             if values[0] != values[1]:
                 found.append(FigureChange(label, name, *values))

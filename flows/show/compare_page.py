@@ -48,6 +48,7 @@ def _scores(comparison: RunComparison) -> Section:
 
 def _score_row(row: ModelChange) -> tuple[str, ...]:
     change = row.change
+    # Four places: two seeds of one recipe differ in the third (docs/LOG.md, 2026-11-27).
     interval = f"{change.low:+.4f} to {change.high:+.4f}"
     measured = (f"{change.difference:+.4f}", interval) if change.low or change.high or change.difference else ("0", "")
     return row.model, UNITS[change.metric], *measured, str(change.shared), change.verdict
@@ -145,7 +146,7 @@ def render_page(comparison: RunComparison) -> str:
     """The comparison as one HTML page without a script."""
     title = f"{comparison.before.run_id} → {comparison.after.run_id}"
     body = "\n".join(_html_section(section) for section in sections(comparison))
-    return _PAGE.replace("TITLE", escape(title)).replace("BODY", body)
+    return _PAGE.replace("TITLE", escape(title)).replace("BODY", body)  # not format: the style sheet is full of braces
 
 
 def _html_section(section: Section) -> str:

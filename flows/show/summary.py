@@ -223,7 +223,7 @@ def draw_curve(points: Sequence[tuple[float, float]], width: int = CURVE_WIDTH, 
     rows = [[" "] * width for _ in range(height)]
     for column, mean in enumerate(means):
         if mean is not None:
-            rows[round((high - mean) / max(high - low, 1e-9) * (height - 1))][column] = "•"
+            rows[round((high - mean) / max(high - low, 1e-9) * (height - 1))][column] = "•"  # a flat curve
     labels = [f"{high - (high - low) * row / (height - 1):6.3f}" for row in range(height)]
     lines = [f"{label} ┤{''.join(row).rstrip()}" for label, row in zip(labels, rows)]
     return "\n".join([*lines, f"{'step':>6} └{first:<.0f}{last:>{width - 1}.0f}"])

@@ -19,7 +19,7 @@ from tasks.mechanism.launch.lifeline import die_with_parent
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-MAX_WORKER_DEATHS = 3
+MAX_WORKER_DEATHS = 3  # Dask's own number too (distributed.scheduler.allowed-failures)
 
 
 def compute_all(compute: Callable[[T], None], items: Sequence[T], execution: Execution, say: Say) -> Iterator[T]:
@@ -34,6 +34,7 @@ def compute_all(compute: Callable[[T], None], items: Sequence[T], execution: Exe
         yield from _on_dask(compute, items, execution)
     elif execution.engine == "ray":
         yield from _on_ray(compute, items, execution)
+    # Here: a process would be started and import everything anew, and nothing would run beside it.
     elif execution.workers == 1 or len(items) == 1:
         for item in items:
             compute(item)
@@ -91,6 +92,7 @@ def _on_dask(compute: Callable[[T], None], items: Sequence[T], execution: Execut
     with _dask_cluster(execution, LocalCluster) as address, Client(address) as client:
         # No retries: those are for errors, and a refusal stays one. A shard whose worker was killed the scheduler gives
         # to another by itself (distributed.scheduler.allowed-failures, 3).
+        # Not pure: Dask would name a call by its arguments, and not run an equal one that it remembers.
         futures = [client.submit(compute, item, pure=False) for item in items]
         places = {future.key: item for future, item in zip(futures, items)}
         try:
@@ -107,6 +109,7 @@ def _dask_cluster(execution: Execution, local_cluster: Any) -> Any:
 
     if execution.engine_address:
         return nullcontext(execution.engine_address)
+    # One thread each: shards in threads of one process wait for its interpreter lock. No dashboard: one port less.
     return local_cluster(n_workers=execution.workers, threads_per_worker=1, dashboard_address=None)
 
 
@@ -119,13 +122,14 @@ def _on_ray(compute: Callable[[T], None], items: Sequence[T], execution: Executi
     """Through Ray tasks; a local Ray is started where no address is given, and stopped afterwards."""
     import ray
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ours = not ray.is_initialized()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry, unless the user asks for it
+    ours = not ray.is_initialized()  # who started Ray before us may need it after us
     if ours and execution.engine_address:
         ray.init(address=execution.engine_address, log_to_driver=False, logging_level=logging.ERROR)
     elif ours:
         ray.init(num_cpus=execution.workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     try:
+        # Retries are of killed workers only: what `compute` raises Ray retries only with retry_exceptions.
         task: Any = ray.remote(num_cpus=1, max_retries=MAX_WORKER_DEATHS)(_call)
         waiting = {task.remote(compute, item): item for item in items}
         try:
@@ -136,6 +140,7 @@ def _on_ray(compute: Callable[[T], None], items: Sequence[T], execution: Executi
                 yield item
         finally:
             for unfinished in waiting:
+                # By force: else Ray raises KeyboardInterrupt there, which Python delivers once compiled code returns.
                 ray.cancel(unfinished, force=True)
     finally:
         if ours:

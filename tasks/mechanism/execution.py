@@ -52,11 +52,13 @@ class Execution(BaseModel):
         "", description="Address of the Dask scheduler or Ray head; empty: a local cluster, for data stages only."
     )
     micro_batch_tokens: int = Field(
+        # docs/LOG.md, 2026-11-25: 1,942 tokens per CPU-s at 31M parameters; 1,794 at 8,192, 1,450 at 16,384.
         4096,
         ge=128,
-        description="Tokens of one micro-batch, one forward and backward pass of a process; a GPU takes far more than "
-        "a CPU's 4096.",
+        description="Tokens of one micro-batch, one forward and backward pass of a process; a step accumulates the "
+        "gradients of several. A GPU takes far more than a CPU's 4096.",
     )
+    # A CPU's fused kernels gain nothing from it (docs/LOG.md, 2026-11-22); an H200 takes twice the tokens (2026-11-25).
     compile: Literal["no", "layers"] = Field(
         "no",
         description="Whether torch.compile compiles each layer in training: for a GPU, and for more than minutes.",

@@ -43,7 +43,7 @@ def code_digest(module: str) -> str:
     has saved since.
     """
     digest = hashlib.sha256()
-    for name in sorted(_closure(module)):
+    for name in sorted(_closure(module)):  # a set's order differs from process to process
         digest.update(f"{name}\0{_module_code(name).digest}\n".encode())
     return digest.hexdigest()
 
@@ -79,6 +79,7 @@ def _module_code(name: str) -> ModuleCode:
     path = _module_file(name)
     assert path is not None, f"{name} is not a first-party module"
     source = path.read_bytes()
+    # Known by content: a checkout sets the times of files anew.
     stamp = hashlib.sha256(f"{NORMALISATION}\0".encode() + source).hexdigest()
     memo = path.parent / "__pycache__" / f"{path.stem}.code-digest.json"
     try:
@@ -100,9 +101,11 @@ def _parse(source: bytes) -> ModuleCode:
         if isinstance(node, ast.Import):
             imports += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            # `from a import b` imports the module a.b as well as a name of a: which, the caller sees by the files.
             imports += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         if isinstance(node, _Documented) and _has_docstring(node):
-            node.body = node.body[1:] or [ast.Pass()]
+            node.body = node.body[1:] or [ast.Pass()]  # a body of a docstring alone does nothing
+    # A dump holds neither comments nor line numbers: whoever formats a file reruns nothing.
     return ModuleCode(hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imports))
 
 
@@ -113,6 +116,7 @@ def _has_docstring(node: _Documented) -> bool:
 
 def canonical_json(value: Any) -> bytes:
     """JSON with sorted keys and no spaces: equal values give equal bytes."""
+    # allow_nan: NaN is no JSON, and equal bytes would stand for values that differ from themselves.
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 

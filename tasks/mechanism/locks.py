@@ -10,7 +10,7 @@ from pathlib import Path
 def hold(lock: Path) -> Iterator[None]:
     """Wait for the lock, and hold it as long as the context is open."""
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as stream:
+    with lock.open("w") as stream:  # opened anew: flock is the open file's, so threads of one process take turns too
         fcntl.flock(stream, fcntl.LOCK_EX)
         yield
 
@@ -18,7 +18,7 @@ def hold(lock: Path) -> Iterator[None]:
 def is_held(lock: Path) -> bool:
     """Whether anybody holds the lock, in this process or another."""
     try:
-        with lock.open("r+") as stream:
+        with lock.open("r+") as stream:  # r+ creates nothing where nobody ever held it
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
         return False

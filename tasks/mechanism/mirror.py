@@ -35,9 +35,10 @@ class Mirror:
                 name = file.relative_to(path).as_posix()
                 self.files.makedirs(f"{target}/{name}".rpartition("/")[0], exist_ok=True)
                 self.files.put_file(str(file), f"{target}/{name}")
+            # Last: object stores rename no folder, so an upload that was cut off would look whole.
             self.files.pipe_file(f"{target}.complete", b"")
         local = store.manifest_path(manifest.stage, manifest.key)
-        for file in (local.with_suffix(".curve.jsonl"), local):
+        for file in (local.with_suffix(".curve.jsonl"), local):  # the manifest last: it makes the key a hit
             if file.exists():
                 self.files.makedirs(f"{self.root}/keys/{manifest.stage}", exist_ok=True)
                 self.files.put_file(str(file), f"{self.root}/keys/{manifest.stage}/{file.name}")
@@ -53,6 +54,7 @@ class Mirror:
     def pull(self, store: Store, stage: str, key: str) -> Manifest | None:
         """Bring an artifact and its manifest into the local store; None where the mirror lacks it or holds damage."""
         manifest = self.look(stage, key)
+        # Bytes first, as in push: a manifest without them would be reported as damage.
         if manifest is None or not self._bring_object(store, manifest.digest):
             return None
         remote = f"{self.root}/keys/{stage}/{key}"
@@ -81,7 +83,7 @@ class Mirror:
         """Whether there was something, and all of it belongs into the folder: a name may not lead out of it."""
         source = f"{self.root}/objects/{digest}"
         for name in self.files.find(source):
-            target = folder / name.rpartition(f"objects/{digest}/")[2]
+            target = folder / name.rpartition(f"objects/{digest}/")[2]  # the rest of its address differs by protocol
             if not target.resolve().is_relative_to(folder.resolve()):
                 return False
             target.parent.mkdir(parents=True, exist_ok=True)

@@ -185,10 +185,12 @@ class Relay:
             getattr(self._reporter, kind)(*values)
         elif kind == "progress":
             self.close()
+            # Left open: a child never says that a bar ends, its next one does.
             self._bar = self._reporter.progress(*values).__enter__()
         elif kind in ("advance", "resume_at") and self._bar is not None:
             getattr(self._bar, kind)(*values)
         elif kind == "refused":
+            # The first of several processes counts: the others often fail because it did.
             self.refusal = self.refusal or values[0]
         elif kind == "crashed":
             self.crash = self.crash or values[0]
@@ -207,6 +209,7 @@ class ChildRun:
 
     def __init__(self, out: Path, scratch: Path, execution: Execution) -> None:
         self.out, self.scratch, self.execution = out, scratch, execution
+        # Appended, since all children write here; by lines, so that what a killed one said is there to its last.
         self._events = (scratch / EVENTS_FILE).open("a", buffering=1)
 
     def send(self, event: str, *values: object) -> None:

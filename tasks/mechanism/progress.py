@@ -12,6 +12,7 @@ from rich.progress import Progress as RichProgress
 LINE_INTERVAL_S = 10.0  # a log of an hour's stage stays within a few screens
 _SUFFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
+# stdout belongs to what verbs print, which programs read with --json.
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -55,7 +56,7 @@ class Progress:
     @property
     def rate(self) -> float:
         """Units per second since the start, not counting what was done before it."""
-        return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)
+        return (self.done - self._already_done) / max(time.monotonic() - self._started, 1e-9)  # a clock may stand still
 
     @property
     def seconds_left(self) -> float:
@@ -124,5 +125,5 @@ def _live_bar() -> RichProgress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
-        transient=True,
+        transient=True,  # gone once the step is over: a log keeps the stage's own lines
     )

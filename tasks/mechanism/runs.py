@@ -63,7 +63,7 @@ class RunRecord(BaseModel):
 
 def new_run_id(name: str) -> str:
     """A name that sorts by time and says what ran: `demo-20260102-030405-1f2e`."""
-    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+    return f"{name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"  # two may begin in one second
 
 
 def run_folder(store: Store) -> Path:
@@ -95,7 +95,7 @@ def end_run(store: Store, record: RunRecord, status: Status, error: str = "") ->
 def list_runs(store: Store) -> list[RunRecord]:
     """All runs, oldest first."""
     records = [RunRecord.model_validate_json(path.read_bytes()) for path in run_folder(store).glob("*.json")]
-    return sorted(records, key=lambda record: (record.started, record.run_id))
+    return sorted(records, key=lambda record: (record.started, record.run_id))  # `started` tells seconds only
 
 
 def find_run(store: Store, name: str = "") -> RunRecord:
@@ -111,7 +111,7 @@ def find_run(store: Store, name: str = "") -> RunRecord:
         raise ValueError(f"There is no run in {store.home} yet. Start one with `bessemer run`.")
     if not name:
         return runs[-1]
-    if len(exact or matches) == 1:
+    if len(exact or matches) == 1:  # a whole id counts, even where others begin with it
         return (exact or matches)[0]
     found = "no run" if not matches else f"{len(matches)} runs"
     raise ValueError(f"{found} in {store.home} start with {name!r}. The latest are: {_latest(runs)}.")

@@ -22,7 +22,7 @@ class Sections(BaseModel):
     @classmethod
     def _complete(cls, values: Any) -> Any:
         if not isinstance(values, Mapping):
-            return values
+            return values  # a section made already, or something that pydantic refuses in words of its own
         defaults = {name: _as_mapping(field.default) for name, field in cls.model_fields.items()}
         given = {name: value for name, value in values.items() if isinstance(value, Mapping) and defaults.get(name)}
         return {**values, **{name: merge(defaults[name], value) for name, value in given.items()}}

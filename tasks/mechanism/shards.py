@@ -85,6 +85,7 @@ def _intact(memo: Path) -> bool:
     """Whether the memo's bytes are those that were computed: it shares them with an artifact that may be damaged."""
     try:
         record = json.loads((memo / "counts.json").read_bytes())
+        # 1.6 GB/s (docs/scale.md), where the filter reads 41 MB of text per CPU-s.
         return bool(file_sha256(memo / "data") == record["sha256"])
     except (FileNotFoundError, ValueError, KeyError):
         return False
@@ -99,6 +100,7 @@ def _deliver(memo: Path, output: Path) -> Counts:
 def _compute(function: ShardFunction[C], config: C, work: _Work) -> None:
     """Run one job in a worker and keep its result; the counts are written last and make it valid."""
     work.memo.mkdir(parents=True, exist_ok=True)
+    # A name of its own: memos serve many keys, and builders of two keys hold two locks.
     aside = work.memo / f"data.{uuid4().hex}"
     counts = function(work.job.inputs, aside, config)
     aside.replace(work.memo / "data")  # before it is hashed: a rename moves the ctime that a digest is remembered by

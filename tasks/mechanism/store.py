@@ -77,6 +77,7 @@ _known_digests: dict[tuple[int, int], tuple[Stamp, str]] = {}
 def file_sha256(path: Path) -> str:
     """sha256 of a file's bytes, in hex; read once by a process as long as its stamp does not move."""
     status = path.stat()
+    # By inode: a memo and the artifact that holds it are one file under two names, hashed once.
     known = _known_digests.get((status.st_dev, status.st_ino))
     if known and known[0] == file_stamp(status):
         return known[1]
@@ -107,12 +108,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` so that a reader, or a crash, sees the old file or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename is atomic within one file system only.
     aside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         with aside.open("wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(stream.fileno())
+            os.fsync(stream.fileno())  # else a power cut could leave the new name without its bytes
         aside.replace(path)
     except BaseException:
         aside.unlink(missing_ok=True)
@@ -161,7 +163,7 @@ class Store:
         marker = self.home / "FORMAT"
         try:
             self.home.mkdir(parents=True, exist_ok=True)
-            if not marker.exists():
+            if not marker.exists():  # a home of the first format had the marker too, so what has none is new
                 write_atomically(marker, f"{STORE_FORMAT}\n".encode())
         except OSError as error:
             raise ValueError(
@@ -220,7 +222,7 @@ class Store:
         digest, _ = digest_directory(directory)
         target = self.objects / digest
         target.parent.mkdir(parents=True, exist_ok=True)
-        for path in list_files(directory):
+        for path in list_files(directory):  # a manifest, which is synced too, must never outlive its bytes
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
         if target.exists():
@@ -229,7 +231,7 @@ class Store:
                 shutil.rmtree(directory)
                 return artifact
             except StoreDamage:
-                shutil.rmtree(target)
+                shutil.rmtree(target)  # the twin is damaged, this one is not
         directory.rename(target)
         return Artifact(digest, target)
 
@@ -249,6 +251,7 @@ class Store:
         if not path.is_dir():
             raise StoreDamage(f"object {digest[:12]} is gone from {self.objects}")
         seen_path = self.home / "verified" / f"{digest}.json"
+        # Lists for tuples, as JSON gives them back.
         stamps = {str(p.relative_to(path)): list(file_stamp(p.stat())) for p in list_files(path)}
         try:
             if json.loads(seen_path.read_bytes()) == stamps:
@@ -294,5 +297,6 @@ def digest_directory(directory: Path) -> tuple[str, int]:
     for path in list_files(directory):
         size = path.stat().st_size
         total += size
+        # No name holds a NUL, so no two directories make one line.
         digest.update(f"{path.relative_to(directory).as_posix()}\0{size}\0{file_sha256(path)}\n".encode())
     return digest.hexdigest(), total

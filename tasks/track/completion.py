@@ -88,7 +88,7 @@ def complete(connection: Connection, store: Store, ledger: Ledger, record: RunRe
     folder = attachment_folder(store, record.run_id)
     deliver_files(connection, record.tracking_run_id, folder)
     client.set_terminated(record.tracking_run_id, status, ended_ms)
-    drop_ledger(store, ledger.run_id)
+    drop_ledger(store, ledger.run_id)  # before its files: a ledger without them would be delivered again, bare
     shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -115,13 +115,13 @@ def catch_up(connection: Connection, store: Store) -> None:
 
 def _catch_up_one(connection: Connection, store: Store, path: Path) -> None:
     ledger = Ledger.model_validate_json(path.read_bytes())
-    if ledger.tracking_uri != connection.uri:
+    if ledger.tracking_uri != connection.uri:  # kept for a run that tracks there
         return
     record_path = run_folder(store) / f"{ledger.run_id}.json"
     if record_path.exists():
         complete(connection, store, ledger, RunRecord.model_validate_json(record_path.read_bytes()))
     else:
-        path.unlink()
+        path.unlink()  # `bessemer gc` took the run: nobody can tell the rest
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ HEALTH_TIMEOUT_S = 5.0
 # Set before MLflow is imported. Its own defaults are 7 retries of up to 120 s each: a server that goes away would be
 # waited for during minutes at the end of a run. A user's own values win.
 _ENVIRONMENT = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # else the client calls config.mlflow-telemetry.io
+    "DO_NOT_TRACK": "true",  # MLflow does not understand the usual 1
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
@@ -74,9 +74,10 @@ def connect(execution: Execution) -> Connection:
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
 
+    # The registry too, whatever MLFLOW_REGISTRY_URI says: versions name runs of the same place.
     client = MlflowClient(uri, uri)
     try:
-        client.get_experiment_by_name("bessemer")
+        client.get_experiment_by_name("bessemer")  # any name: it shows whether we are let in
     except (MlflowException, OSError) as error:
         raise ValueError(
             f"The tracking address {uri} cannot be used: {str(error).splitlines()[0]} Check execution.tracking_uri "

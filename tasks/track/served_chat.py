@@ -21,7 +21,7 @@ class ServedChat(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the weights."""
-        from tasks.models.chat import ChatModel
+        from tasks.models.chat import ChatModel  # not at the top: registering a model needs no torch
 
         self._model = ChatModel.load(Path(context.artifacts["model"]))
         # No RLock: the server fetches the pieces of one stream from whichever thread is free.

@@ -86,8 +86,10 @@ class MlflowTracker:
         self._page = run_page(str(info.experiment_id), str(info.run_id))
         self._record = record
         self._ledger = Ledger(run_id=record.run_id, tracking_uri=self._connection.uri, mirror=self._mirror)
+        # Held before it can be seen: catching up, another run would deliver this one as dead.
         self._lock = hold_ledger(self._store, record.run_id)
         save_ledger(self._store, self._ledger)
+        # A daemon: a server that hangs must not keep an ended run's process alive.
         self._thread = threading.Thread(target=self._listen, name="mlflow", daemon=True)
         self._thread.start()
 
@@ -103,7 +105,7 @@ class MlflowTracker:
     def stage_finished(self, outcome: Outcome) -> None:
         """Have it delivered soon."""
         self._outcomes.append(outcome)
-        if outcome.status == "built":
+        if outcome.status == "built":  # cached ones wait for the next round: all of a run's in one call
             self._wake.set()
 
     def judged(self, digest: str, role: Role) -> None:
@@ -164,10 +166,11 @@ class MlflowTracker:
             self._failure = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
     def _send_live(self) -> None:
-        for label, observer in list(self._observers.items()):
+        for label, observer in list(self._observers.items()):  # a copy: the run adds stages meanwhile
             if not observer.is_building or label in self._ledger.delivered:
                 continue
             run_id = nested_run(self._connection, self._store, self._ledger, self._record, label, observer.started_ms)
+            # No lock: append and popleft of a deque are atomic, and only this thread takes.
             metrics = [observer.points.popleft() for _ in range(len(observer.points))]
             send(self._connection, run_id, metrics)  # where it fails, the delivery from the curve fills the gap
 
@@ -178,4 +181,4 @@ class MlflowTracker:
             if observer:
                 observer.is_building = False
         deliver(self._connection, self._store, self._ledger, self._record, outcomes)
-        del self._outcomes[: len(outcomes)]
+        del self._outcomes[: len(outcomes)]  # the run may have appended meanwhile

@@ -6,7 +6,7 @@ import runpy
 import signal
 import sys
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG = 1  # as in linux/prctl.h; Python has no name for it
 
 
 def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
@@ -17,7 +17,7 @@ def die_with_parent(how: signal.Signals = signal.SIGKILL) -> None:
     if sys.platform != "linux":
         return
     parent = os.getppid()
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how)  # None: the C library of this process, whatever its file is called
     if os.getppid() != parent:
         os._exit(1)
 

@@ -59,6 +59,7 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
         ValueError: the job refused its input, or what runs is not what was asked for.
         RuntimeError: a process died; the end of its log is in the message.
     """
+    # A launcher of one's own, or Ray, starts the children in other folders.
     paths = {name: artifact.path.absolute() for name, artifact in inputs.items()}
     _take_over_curve(run)
     if run.execution.processes == 1 and run.execution.launcher == "torchrun":
@@ -81,6 +82,7 @@ def launch(run: TrainingRun, job: Job, cfg: StageConfig, inputs: Mapping[str, Ar
     with (scratch / "launch.log").open("wb") as log:
         children = subprocess.Popen(
             launch_command(run.execution, spec_path),
+            # Not our stdout: a killed run whose orphan still held it was shown as running 42 s later.
             stdout=log,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
@@ -128,6 +130,7 @@ def _torchrun(processes: int, agent_file: Path) -> list[str]:
     """torchrun on this machine alone. Its own way to say that, `--standalone`, listens on every interface."""
     return [
         *(sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={processes}"),
+        # docs/LOG.md, 2026-11-30: with a file in its place nothing listens but gloo on 127.0.0.1.
         *("--rdzv-backend=c10d", "--rdzv-conf=store_type=file", f"--rdzv-endpoint={agent_file}"),
         *("--local-addr=127.0.0.1", "--max-restarts=0"),
     ]
@@ -160,7 +163,7 @@ def child_settings(execution: Execution) -> dict[str, str]:
     """Environment variables of a training process."""
     root = str(Path(__file__).resolve().parents[3])
     return {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")])),  # found from any folder
         "OMP_NUM_THREADS": str(execution.threads),
         # Processes that share cores must not spin while they wait for each other.
         "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),

@@ -24,7 +24,7 @@ class Machine:
 
 def workers_with_room(machines: list[Machine], threads: int, gpu: bool) -> int:
     """How many training processes the machines hold, each with `threads` cores and, if `gpu`, a GPU."""
-    by_cores = [int(machine.cpus // threads) for machine in machines]
+    by_cores = [int(machine.cpus // threads) for machine in machines]  # by machine: no worker has cores of two
     return sum(min(cores, int(m.gpus)) for cores, m in zip(by_cores, machines)) if gpu else sum(by_cores)
 
 
@@ -59,9 +59,9 @@ def join(execution: Execution) -> list[Machine]:
     Raises:
         ValueError: no cluster lets us join it at that address.
     """
-    import ray
+    import ray  # an extra, bessemer[ray]
 
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry, unless the user asks for it
     try:
         ray.init(address=execution.engine_address, runtime_env={"env_vars": child_settings(execution)})
     except ConnectionError as error:
@@ -80,7 +80,7 @@ def fit(spec_path: Path) -> None:
     try:
         gpu = check_room(execution, join(execution))
     except ValueError as error:
-        spec.child_run().send("refused", str(error))
+        spec.child_run().send("refused", str(error))  # as a child would: it ends in a paragraph
         raise
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -90,6 +90,7 @@ def fit(spec_path: Path) -> None:
         work,
         train_loop_config={"spec": str(spec_path)},
         scaling_config=ScalingConfig(num_workers=execution.processes, use_gpu=gpu, resources_per_worker=resources),
+        # Ray's default is ~/ray_results, which no run's end and no gc empties.
         run_config=RunConfig(storage_path=str(spec.scratch / "ray")),
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo"),
     ).fit()
