@@ -7,8 +7,8 @@ from model.kernels.block_attention import QUERY_BLOCK
 from model.network.flops import matmul_parameters, num_parameters
 from model.network.head import CHUNK_LOGITS
 from model.network.shape import ModelConfig, OptimizerName, Precision
-from model.training.int8_head import CHUNK_PROBABILITIES
-from model.training.int8_matrix import CHUNK_SUMS
+from model.training.precision.int8_head import CHUNK_PROBABILITIES
+from model.training.precision.int8_matrix import CHUNK_SUMS
 
 
 @dataclass(frozen=True)

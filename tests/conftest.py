@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
 
 # Before any library is imported: nothing may reach outside, and a busy machine must not spin.
 os.environ.update(
@@ -22,6 +23,10 @@ os.environ.update(
 )
 
 from tasks.mechanism.execution import Execution
+
+# A busy machine takes seconds for what takes milliseconds elsewhere: time is nothing that a test may fail on.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 TESTS = Path(__file__).parent
 FAST = (

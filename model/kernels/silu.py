@@ -17,8 +17,10 @@ BLOCK = 32768  # elements, at::internal::GRAIN_SIZE: torch gives no more than th
 
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x), any shape; on a CPU the bits that torch computes with one thread."""
+    if torch.compiler.is_compiling():  # first of all: what follows would break the graph, and keep more activations
+        return F.silu(x)
     divided = x.device.type == "cpu" and x.numel() > BLOCK and torch.get_num_threads() > 1
-    if not divided or torch.compiler.is_compiling():
+    if not divided:
         return F.silu(x)
     found: Tensor = _SiluByBlocks.apply(x)  # type: ignore[no-untyped-call]
     return found

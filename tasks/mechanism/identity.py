@@ -10,8 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from pydantic.fields import FieldInfo
-from pydantic_core import to_jsonable_python
 
 from tasks.mechanism.store import write_atomically
 
@@ -24,6 +24,7 @@ engines and runners), so editing them reruns nothing."""
 NORMALISATION = 1
 """Raise when the way code is digested changes: remembered digests are void then."""
 
+_ANYTHING: TypeAdapter[Any] = TypeAdapter(Any)
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -174,7 +175,7 @@ def _written(value: Any) -> Any:
         return {str(name): _written(item) for name, item in value.items()}
     if isinstance(value, set | frozenset):  # their order differs from process to process
         return sorted((_written(item) for item in value), key=canonical_json)
-    return to_jsonable_python(value)
+    return _ANYTHING.dump_python(value, mode="json")
 
 
 def _is_section(value: Any) -> bool:

@@ -82,9 +82,9 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
 def _prepare_layers(transformer: Transformer, precision: Precision, execution: Execution) -> None:
     """Have matrices multiply in INT8 or FP8 and layers be compiled, where that is asked for and can be had."""
     from model.training.compile import compile_layers
-    from model.training.float8 import check_float8, use_float8
-    from model.training.int8 import use_int8
     from model.training.parallel import choose_device
+    from model.training.precision.float8 import check_float8, use_float8
+    from model.training.precision.int8 import use_int8
 
     device = choose_device(execution.device)
     sharded_by_zero = execution.strategy == "deepspeed" and execution.processes > 1

@@ -25,6 +25,7 @@ def manifest(seconds: float) -> Manifest:
         metrics={},
         seconds=seconds,
         cpu_seconds=seconds,
+        input_bytes=1,
         size_bytes=1,
         created="2026-01-01T00:00:00+00:00",
         environment={},

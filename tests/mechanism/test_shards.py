@@ -166,6 +166,7 @@ def test_a_refused_shard_ends_those_that_are_being_computed(
 
 
 def map_in_a_process(tmp_path: Path, markers: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born ignoring it
     run = make_run(tmp_path, 2)
     map_shards(run, work_for_a_minute, make_jobs(run, tmp_path), ShardTestConfig(marker=str(markers)))
 

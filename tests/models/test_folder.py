@@ -121,7 +121,7 @@ DAMAGES: dict[str, tuple[str, Any, str]] = {
     "config with no heads": (
         "config.json",
         lambda path: put(path, num_attention_heads=0),
-        "num_heads must be at least",
+        "num_heads is 0: input should be greater than or equal to 1",
     ),
     "config with a word": ("config.json", lambda path: put(path, head_dim="wide"), "'wide'"),
     "config with a list": ("config.json", lambda path: put(path, rms_norm_eps=[1]), "config.json does not describe"),

@@ -13,8 +13,8 @@ from model.network.projection import PlainProjection, Projection, joint_product,
 from model.quantization import formats
 from model.quantization.calibrate import quantize_to_nearest
 from model.quantization.packed import PackedEmbedding, PackedProjection, packed_layers
-from model.training.float8 import Float8Projection, use_float8
-from model.training.int8 import Int8Projection, use_int8
+from model.training.precision.float8 import Float8Projection, use_float8
+from model.training.precision.int8 import Int8Projection, use_int8
 from tests.helpers.inference import random_model
 
 FORMATS = tuple(formats.FORMATS)

@@ -154,7 +154,7 @@ def files(sizes: dict[str, int]) -> list[SourceFile]:
 sizes = st.dictionaries(st.text("abcdef/", min_size=1, max_size=8), st.integers(0, 2000), min_size=1, max_size=60)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(sizes, st.text("abcdef/", min_size=1, max_size=8), st.integers(0, 2000))
 def test_a_new_file_touches_its_own_group_only(sizes: dict[str, int], name: str, size: int) -> None:
     before = {tuple(f.name for f in group): group_name(group) for group in group_files(files(sizes), 1000)}

@@ -14,8 +14,8 @@ from torch import Tensor
 from model.network.head import IGNORED
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
-from model.training.int8 import int8_linear, use_int8
 from model.training.objectives import NextToken, Objective, Preference
+from model.training.precision.int8 import int8_linear, use_int8
 from tests.helpers.processor import bf16_bits_hold_to, using
 
 Precision = Literal["fp32", "bf16", "int8"]

@@ -11,7 +11,7 @@ from model.network.head import linear_cross_entropy
 from model.network.projection import PlainProjection
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
-from model.training.float8 import Float8Projection, check_float8, to_float8, use_float8
+from model.training.precision.float8 import Float8Projection, check_float8, to_float8, use_float8
 
 CONFIG = ModelConfig(
     vocab_size=64, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=16, intermediate_size=64,

@@ -18,11 +18,17 @@ from model.kernels.jit import COMPILED
 from model.network.head import linear_cross_entropy
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
-from model.training import int8_head, int8_matrix
-from model.training.int8 import Int8Projection, int8_linear, int8_mlp, use_int8
-from model.training.int8_head import Int8Products, quantize_softmax
-from model.training.int8_matrix import add_transposed_product, has_vnni, product, quantize_columns, quantize_rows
 from model.training.objectives import NextToken
+from model.training.precision import int8_head, int8_matrix
+from model.training.precision.int8 import Int8Projection, int8_linear, int8_mlp, use_int8
+from model.training.precision.int8_head import Int8Products, quantize_softmax
+from model.training.precision.int8_matrix import (
+    add_transposed_product,
+    has_vnni,
+    product,
+    quantize_columns,
+    quantize_rows,
+)
 from tests.helpers.formulas import plain_linear_cross_entropy
 
 CONFIG = ModelConfig(

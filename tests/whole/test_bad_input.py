@@ -148,9 +148,9 @@ def test_full_disk(
 
     home = tmp_path / "home"
     (home / "runs").mkdir(parents=True)
-    (home / "FORMAT").write_text("1\n")
-    from tasks.mechanism.store import Store
+    from tasks.mechanism.store import STORE_FORMAT, Store
 
+    (home / "FORMAT").write_text(f"{STORE_FORMAT}\n")
     monkeypatch.setattr(Store, "publish", lambda store, directory: full(0))
     message = refused(run(home, "--corpus", str(corpus)), capsys)
     assert "No space left on the disk" in message and "bessemer gc" in message

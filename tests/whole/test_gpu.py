@@ -14,8 +14,8 @@ from model.network.head import linear_cross_entropy, token_log_probs
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
 from model.training.compile import compile_layers
-from model.training.float8 import Float8Projection, use_float8
 from model.training.optim import build_optimizer
+from model.training.precision.float8 import Float8Projection, use_float8
 from model.training.settings import OptimizerSettings
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import Artifact, curve_path, obtain

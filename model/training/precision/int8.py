@@ -17,8 +17,14 @@ from model.kernels.autograd import join
 from model.kernels.dispatch import bits
 from model.network.projection import PlainProjection, replace_projections
 from model.network.transformer import Transformer
-from model.training.int8_head import Int8Products
-from model.training.int8_matrix import pass_product, quantize_columns, quantize_rows, scaled_product, weight_gradient
+from model.training.precision.int8_head import Int8Products
+from model.training.precision.int8_matrix import (
+    pass_product,
+    quantize_columns,
+    quantize_rows,
+    scaled_product,
+    weight_gradient,
+)
 
 BF16 = torch.bfloat16
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from model.kernels import int8 as int8_kernels
 from model.kernels.dispatch import bits, has_kernels, spread
 from model.network.head import Products
-from model.training.int8_matrix import (
+from model.training.precision.int8_matrix import (
     add_transposed_product,
     product,
     quantize_columns,
