@@ -10,5 +10,6 @@ T = TypeVar("T")
 
 def in_child(function: Callable[..., T], *arguments: object) -> T:
     """Call in a process that is started for it; one that is killed raises instead of keeping everybody waiting."""
+    # Spawn: a forked child would begin with its parent's memory and imports.
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(function, *arguments).result()

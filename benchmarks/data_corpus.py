@@ -68,6 +68,7 @@ def plant(texts: Sequence[str], share: float, seed: int) -> Planted:
         pairs.append((original, len(found)))
         found.append(" ".join(words))
     order = list(range(len(found)))
+    # Dedup keeps the first: a copy must be able to stand before its original.
     rng.shuffle(order)
     place = {old: new for new, old in enumerate(order)}
     ordered = [(min(place[a], place[b]), max(place[a], place[b])) for a, b in pairs]

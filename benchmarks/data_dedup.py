@@ -20,6 +20,7 @@ from tasks.text.documents import attribute_shards
 
 def dedup_quality(bench: Bench) -> list[Figure]:
     """Show 4: recall and precision against exact Jaccard, and the labelled near-duplicates where they are given."""
+    # 1,200 characters: the text does not give so many pieces of 3,300 (benchmarks/RESULTS.md).
     planted = plant(bench.texts(8_000 * bench.size, characters=1200 if bench.size > 1 else 3300), 0.3, seed=1)
     documents = documents_artifact(planted.texts, bench.folder / "quality", shards=4)
     done = run_dedup(documents, bench.folder / "quality-home")
@@ -40,13 +41,14 @@ def dedup_quality(bench: Bench) -> list[Figure]:
 
 def true_pairs(planted: Planted, sets: Ragged) -> dict[tuple[int, int], float]:
     """Exact Jaccard of the planted pairs and of all that a very liberal LSH (64 bands of 4) finds."""
+    # 64 bands of 4 miss (1 - 0.8^4)^64 = 2e-15 of pairs at J = 0.8; another seed than dedup's, whose misses must count.
     signature = signatures(pa.array(planted.texts, pa.large_string()), 5, 256, 99)
     pairs = set(planted.pairs)
-    for keys in band_keys(signature, 64, 4):
+    for keys in band_keys(signature, 64, 4):  # [documents] of each band
         order = np.argsort(keys, kind="stable")
         borders = np.flatnonzero(np.diff(keys[order])) + 1
         for bucket in np.split(order, borders):
-            if 1 < len(bucket) <= 50:
+            if 1 < len(bucket) <= 50:  # pairs grow with the square
                 rows = sorted(bucket.tolist())
                 pairs.update((a, b) for i, a in enumerate(rows) for b in rows[i + 1 :])
     return {(a, b): jaccard(sets[a], sets[b]) for a, b in pairs}

@@ -58,6 +58,7 @@ def landings(folder: Path, documents: int) -> list[Figure]:
     costs: dict[tuple[str, int], dict[str, float]] = {}
     for begin, end in pairwise(LANDINGS):
         for file in range(begin, end):
+            # Every hundredth: each landing is a sample of all text, not one of its sources.
             write_jsonl(texts[file::FILES], Path(recipe.corpus) / f"{file:03d}.jsonl")
         for start, home in homes.items():
             asked = recipe.model_copy(update={"start": start})

@@ -54,7 +54,7 @@ def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast
     matrices = matmul_parameters(config) - config.vocab_size * config.hidden_size  # of the layers
     states = 2 * parameters - (0 if shape.optimizer == "adamw" else matrices)  # Muon keeps one moment of a matrix
     layer = _layer_activation_bytes(config, shape)
-    residual = 4 * config.hidden_size
+    residual = 4 * config.hidden_size  # the residual stream, fp32
     if shape.recompute_layers:
         kept = config.num_layers * (residual + 2 * config.hidden_size) + layer  # all inputs and one layer at work
     else:
@@ -66,7 +66,7 @@ def memory_forecast(config: ModelConfig, shape: TrainingShape) -> MemoryForecast
     head = config.vocab_size * config.hidden_size
     copies = 0 if shape.precision == "fp32" else narrow * matmul_parameters(config)
     return MemoryForecast(
-        weights=4 * parameters // shape.shards,
+        weights=4 * parameters // shape.shards,  # master weights are fp32 in every precision
         gradients=4 * parameters // shape.shards,
         optimizer=4 * states // shape.shards,
         activations=shape.tokens * (kept + ends),

@@ -57,6 +57,7 @@ def wall_seconds(command: list[str], repeats: int) -> float:
 def cached_runs(recipe_file: Path, home: Path, repeats: int) -> list[Figure]:
     """Wall time of a run of which every stage is served: in-process, on its own Prefect server, on one that is up."""
     command = [sys.executable, "-m", "flows.cli", "run", str(recipe_file), "--home", str(home)]
+    # Not timed: the databases of a new home cost once what no later run pays.
     wall_seconds([*command, "--no-tracking"], 1)  # makes Prefect's tables
     wall_seconds([*command, "--in-process"], 1)  # makes MLflow's
     found = {

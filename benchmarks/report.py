@@ -38,6 +38,7 @@ def machine_facts() -> str:
     if info.exists():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model n")]
         cpu = names[0] if names else cpu
+    # Ratios hold under load, absolute rates do not (docs/LOG.md): who reads one must see it.
     load = ", ".join(f"{value:.2f}" for value in os.getloadavg())
     return f"{cpu}, {os.cpu_count()} cores, load {load}, Python {platform.python_version()}, {platform.system()}"
 

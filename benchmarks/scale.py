@@ -151,7 +151,7 @@ def stages_at(texts: list[str], tokenizer: Artifact, folder: Path, warm_up: Meas
     judged = {"filtered": filtered, "deduplicated": unique, "decontaminated": all_kept(documents, folder / "clean")}
     tokens = carry_out(pack, PackConfig(validation_share=0.05), documents=documents, tokenizer=tokenizer, **judged)
     index = sum(path.stat().st_size for path in (home / "index").rglob("*.npy"))
-    written = sum(path.stat().st_size for path in tokens.path.glob("*.bin")) // 2
+    written = sum(path.stat().st_size for path in tokens.path.glob("*.bin")) // 2  # uint16
     return Measured(calls, costs, index, count, written)
 
 
@@ -206,9 +206,9 @@ def random_segment(shard: int, count: int, cfg: DedupConfig) -> tuple[NDArray[np
     """The band keys and the segment of `count` random signatures, all kept."""
     rng = np.random.default_rng(shard)
     signature = rng.integers(0, 2**32, (count, cfg.bands * cfg.rows), dtype=np.uint32)
-    keys = band_keys(signature, cfg.bands, cfg.rows)
+    keys = band_keys(signature, cfg.bands, cfg.rows)  # [bands, count]
     orders = [np.argsort(band, kind="stable") for band in keys]
-    exact = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)
+    exact = rng.integers(0, 2**64, (count, 2), dtype=np.uint64)  # [count, 2]: 128 bits as two halves
     by_hash = np.argsort(exact[:, 0])
     rows = np.arange(count)
     segment = Segment(
@@ -217,7 +217,7 @@ def random_segment(shard: int, count: int, cfg: DedupConfig) -> tuple[NDArray[np
         starts=np.arange(cfg.bands + 1, dtype=np.int64) * count,
         exact=exact[by_hash],
         exact_places=by_hash.astype(np.uint32),
-        sketches=signature.astype(np.uint8),
+        sketches=signature.astype(np.uint8),  # [count, bands * rows], the low bytes
         documents=np.stack([np.full(count, shard), rows], axis=1).astype(np.uint32),
     )
     return keys, segment
@@ -276,7 +276,7 @@ def index(folder: Path, signatures: int) -> list[Figure]:
     per_document = fit([float(g.documents) for g in grown], [float(g.bytes) for g in grown])
     print(f"index of {DOCUMENTS:.0e} documents: {per_document.slope * DOCUMENTS / 1e12:.2f} TB")
     return [
-        Figure("index: bytes a document", per_document.slope, 320, "lower"),
+        Figure("index: bytes a document", per_document.slope, 320, "lower"),  # docs/scale.md: 308
         Figure("index: memory of its largest commit", grown[-1].commit_bytes / 1e6, COMMIT_MEGABYTES, "lower", " MB"),
     ]
 

@@ -26,7 +26,7 @@ from benchmarks.training_quality import Ours, Outcome, our_config, train_for
 from benchmarks.training_speed import QUICK_SCALES, SCALES, compare, share_of_peak
 from benchmarks.training_text import token_streams
 
-VOCABULARY = 4096
+VOCABULARY = 4096  # the demo's
 SWEEP = [
     NanochatTuning(learning_rates=rates, weight_decay=decay, batch_tokens=batch)
     for rates, decay, batch in (
@@ -80,13 +80,14 @@ def quality(bench: Bench) -> list[Figure]:
         print(why_not)
         return []
     best = BEST_KNOWN if bench.quick or not bench.sweep_seconds else best_tuning(bench)
+    # One after the other: the whole benchmark is meant to be pinned to one core.
     ours = in_child(train_ours, bench, "", bench.seconds, 0)
     print(f"ours:     {ours.line()}", flush=True)
     theirs = in_child(train_nanochat, bench, best, bench.seconds)
     print(f"nanochat: {theirs.line()}", flush=True)
     return [
         Figure(f"bits per byte below nanochat's after {bench.seconds:.0f} CPU-s, in domain",
-               theirs.in_domain - ours.in_domain, 0.15),
+               theirs.in_domain - ours.in_domain, 0.15),  # 0.171 and 0.217 at 600 CPU-s (benchmarks/RESULTS.md)
         Figure("the same out of domain", theirs.out_of_domain - ours.out_of_domain, 0.0),
     ]  # fmt: skip
 
@@ -104,7 +105,7 @@ def best_tuning(bench: Bench) -> NanochatTuning:
 def ablation(bench: Bench) -> list[Figure]:
     """One change of the demo's recipe at a time, each for the same CPU time."""
     for setting in ABLATIONS:
-        for seed in range(bench.seeds):
+        for seed in range(bench.seeds):  # three seeds of one recipe differ by 0.002 (docs/LOG.md, 2026-11-27)
             outcome = in_child(train_ours, bench, setting, bench.sweep_seconds, seed)
             print(f"{setting or 'as it is'}, seed {seed}: {outcome.line()}", flush=True)
     return []
@@ -142,6 +143,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", choices=sorted(MEASUREMENTS), default=["speed", "peak", "quality"])
     a = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bessemer-bench-") as temporary:
+        # 20 CPU-s follow the program through; they say little of quality (benchmarks/RESULTS.md).
         seconds = min(a.seconds, 20.0) if a.quick else a.seconds
         bench = Bench(a.corpus, a.left_out, a.nanochat, a.folder or Path(temporary), a.quick, seconds,
                       a.sweep_seconds, a.seeds, tuple(a.set))  # fmt: skip

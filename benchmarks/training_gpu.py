@@ -90,6 +90,7 @@ class Step:
         self._part: dict[str, Tensor] = {
             "input_ids": ids[:, :-1].contiguous(),
             "labels": ids[:, 1:].contiguous(),
+            # Only bits per byte need it, which nobody reads here.
             "label_bytes": torch.ones(rows, device=device),
         }
         self._micro_batches = cfg.batches.batch_tokens // micro_batch_tokens
@@ -102,6 +103,7 @@ class Step:
     def pack_documents(self) -> None:
         """From now on rows hold several documents, as `document_attention` has it."""
         ids = self._part["input_ids"]
+        # Each token ends a document by chance: lengths are geometric, with a mean of DOCUMENT_TOKENS.
         self._part["document_ids"] = (torch.rand(ids.shape, device=ids.device) < 1 / DOCUMENT_TOKENS).long().cumsum(1)
 
     def __call__(self) -> None:
@@ -131,7 +133,7 @@ def bf16_peak(device: torch.device) -> tuple[float, str]:
         peak = data_sheet_peak(torch.cuda.get_device_name(device))
         if peak:
             return peak, "its data sheet"
-    size = 8192 if device.type == "cuda" else 1024
+    size = 8192 if device.type == "cuda" else 1024  # an H200: 802 TFLOP/s of 989 (benchmarks/RESULTS.md)
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     best = min(seconds_of(lambda: torch.mm(a, b), device) for _ in range(10))
     return 2 * size**3 / best, "a measured product of matrices"
@@ -194,7 +196,7 @@ def speed_of(step: Step, rig: Rig, name: str) -> Speed:
     """The median step, once it has been compiled."""
     on_gpu = rig.device.type == "cuda"
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(rig.device)
+        torch.cuda.reset_peak_memory_stats(rig.device)  # else the peak of the way measured before would stay
     tokens_per_s = step.tokens / median(seconds_of(step, rig.device) for _ in range(rig.steps))
     rig.report(f"ours, {name}", tokens_per_s)
     return Speed(tokens_per_s, torch.cuda.max_memory_allocated(rig.device) if on_gpu else 0)
@@ -232,7 +234,7 @@ def measure(scale: Scale, device: torch.device, steps: int) -> list[Figure]:
     cfg = scale.config
     config = scale.shape
     on_gpu = device.type == "cuda"
-    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 4e9
+    memory = torch.cuda.get_device_properties(device).total_memory if on_gpu else 4e9  # a CPU only follows through
     peak, origin = bf16_peak(device)
     rig = Rig(scale, device, steps, largest_micro_batch(config, cfg, memory), peak)
     print(f"\n{scale.name}: {num_parameters(config) / 1e6:.0f}M parameters, steps of "
@@ -240,7 +242,7 @@ def measure(scale: Scale, device: torch.device, steps: int) -> list[Figure]:
           f"peak {peak / 1e12:.3g} TFLOP/s ({origin})", flush=True)  # fmt: skip
     ours = our_speeds(rig)
     if on_gpu:
-        torch.cuda.empty_cache()
+        torch.cuda.empty_cache()  # the Trainer comes next, in this process
     best = ours["compiled"].tokens_per_s
     name = f"{scale.name}: share of the bf16 peak (MFU)"
     figures = [Figure(name, rig.utilisation(best), scale.utilisation_goal)]

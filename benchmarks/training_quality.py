@@ -102,7 +102,11 @@ class Ours:
     def step(self, batch: dict[str, Tensor], progress: float) -> None:
         """As the loop takes it."""
         factor = learning_rate_factor(
-            self.cfg.schedule.kind, round(progress * 1e6), 1_000_000, decay_fraction=self.cfg.schedule.decay_fraction
+            # Steps of a million stand for the share of time: schedules are written in steps.
+            self.cfg.schedule.kind,
+            round(progress * 1e6),
+            1_000_000,
+            decay_fraction=self.cfg.schedule.decay_fraction,
         )
         if self.steps < self.cfg.schedule.warmup_steps:
             factor = (self.steps + 1) / self.cfg.schedule.warmup_steps
@@ -135,7 +139,7 @@ def our_config(*settings: str, preset: str = "demo") -> PretrainConfig:
 
 def train_for(side: Side, streams: TokenStreams, seconds: float, seed: int = 0, most_tokens: int = 0) -> Outcome:
     """Train for `seconds` CPU-seconds and measure; `most_tokens` bounds each held-out text (0: all of it)."""
-    windows = streams.windows("train", seed)
+    windows = streams.windows("train", seed)  # the same order of rows for every side
     side.warm_up(_rows(windows, visit(seed, 0, side.batch_tokens(0.0) // ROW, windows.windows), side.row_length(0.0)))
     taken = steps = 0
     spent = 0.0
@@ -143,6 +147,7 @@ def train_for(side: Side, streams: TokenStreams, seconds: float, seed: int = 0, 
         progress = spent / seconds
         count = side.batch_tokens(progress) // ROW
         batch = _rows(windows, visit(seed, taken, count, windows.windows), side.row_length(progress))
+        # Making the batch is not counted, on no side.
         started = time.process_time()
         side.step(batch, progress)
         spent += time.process_time() - started

@@ -27,7 +27,7 @@ from model.network.shape import ModelConfig
 from tasks.train.pretrain import PretrainConfig
 
 SideName = Literal["ours", "nanochat", "nanochat, not compiled", "Hugging Face"]
-ROW, ROWS_AT_ONCE = 256, 16
+ROW, ROWS_AT_ONCE = 256, 16  # 4,096 tokens at once: the most per CPU-s at 31M parameters (docs/LOG.md, 2026-11-25)
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,7 @@ def _seconds(work: Callable[[], None]) -> float:
 def random_parts(scale: Scale) -> list[dict[str, Tensor]]:
     """The batch of a step in parts of ROWS_AT_ONCE rows."""
     stream = torch.Generator().manual_seed(0)
+    # [rows, ROW + 1], the labels one further. Random: what tokens say costs no time.
     ids = torch.randint(0, scale.vocab_size, (scale.config.batches.batch_tokens // ROW, ROW + 1), generator=stream)
     return [
         {
@@ -160,6 +161,7 @@ def accumulate(ours: Ours, parts: list[dict[str, Tensor]]) -> None:
     """The gradients alone."""
     tokens = sum(part["labels"].numel() for part in parts)
     for number, part in enumerate(parts, 1):
+        # Over the tokens of the whole step, so that parts of any size add up to the mean of the batch.
         ours.parallel.accumulate(part, 1 / tokens, last=number == len(parts))
 
 
@@ -180,6 +182,7 @@ def share_of_peak(scale: Scale) -> list[Figure]:
     our_step(ours, parts)
     shares = []
     for _ in range(scale.rounds):
+        # Before and after, the higher counts: a shared core's clock swings, and a low peak would flatter the share.
         before = matmul_peak()
         seconds = median(_seconds(lambda: our_step(ours, parts)) for _ in range(scale.steps))
         peak = max(before, matmul_peak())
@@ -189,7 +192,7 @@ def share_of_peak(scale: Scale) -> list[Figure]:
     print_profile(scale, ours, parts)
     name = f"{scale.name} ({num_parameters(scale.shape) / 1e6:.1f}M): share of the core's bf16 matmul peak"
     gc.collect()
-    return [Figure(name, median(shares), 0.6 if scale.name == "30M" else 0.0)]
+    return [Figure(name, median(shares), 0.6 if scale.name == "30M" else 0.0)]  # no goal at 4M
 
 
 PARTS_OF_A_STEP = (

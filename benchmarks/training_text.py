@@ -19,7 +19,7 @@ from tasks.tokens.pack import split_of
 from tasks.tokens.tokenizer import write_tokenizer
 from tasks.train.job import bytes_of_tokens
 
-VALIDATION_SHARE = 0.03
+VALIDATION_SHARE = 0.03  # of 60 MB: 686k tokens in domain (benchmarks/RESULTS.md)
 SPLITS = ("train", "in_domain", "out_of_domain")
 ROW = 256  # tokens of a row, in training and in evaluation
 
@@ -58,7 +58,7 @@ def token_streams(corpus: str, left_out: str, vocab_size: int, folder: Path) -> 
         for split in SPLITS:
             ids = tokenizer.encode_column(pa.array(texts[split], pa.large_string()))
             stream = np.insert(ids.values, ids.offsets[1:], np.uint32(tokenizer.endoftext_id))
-            np.save(made / f"{split}.npy", stream.astype(np.uint16))
+            np.save(made / f"{split}.npy", stream.astype(np.uint16))  # vocabularies here are below 2^16
     tokenizer = Tokenizer.load(made)
     streams = {split: np.load(made / f"{split}.npy", mmap_mode="r") for split in SPLITS}
     return TokenStreams(

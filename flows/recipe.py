@@ -29,7 +29,7 @@ from tasks.train.sft import SftConfig
 
 PRESET_FOLDER = Path(__file__).resolve().parent / "recipes"
 PYTHON_DOCS = "python-docs"
-MAX_DEPTH = 128
+MAX_DEPTH = 128  # a width of 8,192
 # What pydantic calls these, of a model and of a dataclass.
 _UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
 _NO_SECTION = ("model_type", "dataclass_type")
@@ -39,6 +39,7 @@ class FormLimits(Sections):
     """The most by which each form of the model may raise perplexity over the form that it is made from."""
 
     dpo: float = Field(0.5, ge=0, description="Of the aligned model over the SFT model, as a share (0.01 is 1 %).")
+    # docs/LOG.md, 2026-11-26: the demo's INT8 raises perplexity by 0.07 %, its FP4 by 0.62 %.
     int8: float = Field(0.01, ge=0, description="Of the INT8 model over the aligned one, as a share.")
     fp4: float = Field(0.05, ge=0, description="Of the FP4 model over the aligned one, as a share.")
 
@@ -123,6 +124,7 @@ def scale_by_depth(depth: int) -> dict[str, Any]:
     num_heads = hidden_size // 64
     width_scale = (256 / hidden_size) ** 0.5
     block_parameters = 12 * depth * hidden_size**2  # of a layer 4 h² are attention's, 3 · 8/3 h² SwiGLU's
+    # At 30M and 4,096 tokens a step Muon takes 30 % of it (docs/LOG.md, 2026-11-22): depth 8 takes 16,384.
     batch_tokens = 4096 * 2 ** max(0, round(1.1 * (depth - 4) / 2)) if depth < 16 else 524_288
     return {
         "pretrain": {

@@ -27,6 +27,7 @@ FILTERS = {
 
 def split_on_whitespace() -> None:
     """Put `str.split` in the place of the spaCy word tokenizer; sentences stay with it."""
+    # In each module: filters import the function by name.
     for module in list(sys.modules.values()):
         if getattr(module, "__name__", "").startswith("datatrove") and hasattr(module, "split_into_words"):
             module.split_into_words = lambda text, language: text.split()
@@ -35,7 +36,7 @@ def split_on_whitespace() -> None:
 def judge(name: str, texts: list[str]) -> dict[str, Any]:
     """Seconds of CPU and the reason of each document ("" for kept)."""
     step = FILTERS[name]()
-    step.filter(Document(text=texts[0], id="warm up"))
+    step.filter(Document(text=texts[0], id="warm up"))  # the first call loads models
     documents = [Document(text=text, id=str(number)) for number, text in enumerate(texts)]
     started = time.process_time()
     verdicts = [step.filter(document) for document in documents]

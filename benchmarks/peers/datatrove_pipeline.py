@@ -47,6 +47,7 @@ def run(source: str, tokenizer: str, work: Path) -> None:
         ],
     ]
     for number, step in enumerate(steps):
+        # datatrove asks for a multiple of the buckets there.
         tasks = config.num_buckets if number == 2 else 1
         LocalPipelineExecutor(step, tasks=tasks, workers=1, logging_dir=str(work / f"log{number}")).run()
 

@@ -21,7 +21,7 @@ class _Rows(Dataset[dict[str, torch.Tensor]]):
         return len(self._ids)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        return {"input_ids": self._ids[index], "labels": self._ids[index]}
+        return {"input_ids": self._ids[index], "labels": self._ids[index]}  # transformers shifts labels itself
 
 
 class _Clock(TrainerCallback):
@@ -52,7 +52,7 @@ class LlamaTrainer:
                 intermediate_size=config.intermediate_size,
                 num_hidden_layers=config.num_layers,
                 num_attention_heads=config.num_heads,
-                num_key_value_heads=config.num_kv_heads,
+                num_key_value_heads=config.num_kv_heads,  # as ours; nanochat has as many as heads, its default
                 head_dim=config.head_dim,
                 max_position_embeddings=row,
                 tie_word_embeddings=config.tied_embeddings,

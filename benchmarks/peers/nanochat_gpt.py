@@ -68,7 +68,7 @@ class Nanochat:
     def _new_optimizer(self) -> Any:
         rates, weight_decay = self.tuning.learning_rates, self.tuning.weight_decay
         return self.model.setup_optimizer(
-            unembedding_lr=0.008 * rates,
+            unembedding_lr=0.008 * rates,  # base_train.py's own, all four
             embedding_lr=0.3 * rates,
             scalar_lr=0.5 * rates,
             matrix_lr=0.02 * rates,

@@ -12,7 +12,7 @@ from pathlib import Path
 from datasketch import MinHash
 from rensa import RMinHash
 
-PERMUTATIONS = 112
+PERMUTATIONS = 112  # dedup's 14 bands of 8
 
 
 def shingles(text: str) -> list[str]:

@@ -217,6 +217,7 @@ def _inspect_filter(store: Store, options: argparse.Namespace) -> None:
     from tasks.text.inspect.filter_page import render_filter_page
 
     recipe = find_run(store, options.run).recipe
+    # Any preset would do: all but its filter is thrown away.
     before = load_plan("demo", sections={"filter": recipe["filter"]}).recipe.filter
     documents, judged = (artifact_of(store, options.run, label) for label in ("ingest", "filter"))
     if options.html:

@@ -181,7 +181,7 @@ async def prepare_server() -> None:
         try:
             await client.read_global_concurrency_limit_by_name(TRAINING_SLOT)
         except ObjectNotFound:
-            # One, as a machine has one GPU or one CPU; raised on Prefect's page, it stays so (docs/deploy.md).
+            # One training at a time; raised on Prefect's page, it stays as it is set there (docs/deploy.md).
             await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=TRAINING_SLOT, limit=1))
         found = await client.read_automations_by_name(AUTOMATION)
         if not found:

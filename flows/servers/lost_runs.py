@@ -19,7 +19,7 @@ HEARTBEAT = "prefect.flow-run.heartbeat"
 FOUND_SILENT = "bessemer.flow-run.found-silent"
 HEARTBEAT_S = 30  # the least that Prefect allows
 HEARTBEAT_ENVIRONMENT = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_S)}
-PATIENCE_S = 90.0
+PATIENCE_S = 90.0  # three reports, and longer than a training slot's lease (60 s)
 
 
 def patience_s() -> float:

@@ -49,7 +49,7 @@ def serve(home: Path, prefect_port: int, mlflow_port: int, overlap: Overlap = "w
     Store(home)  # refuses a home of another format before a port is taken
     os.environ["BESSEMER_OVERLAP"] = COLLISION_STRATEGIES[overlap]
     with _only_one(home), _raise_on_signals(), ExitStack() as running:
-        _check_port(prefect_port, "--prefect-port", "Prefect's")
+        _check_port(prefect_port, "--prefect-port", "Prefect's")  # after the lock, whose holder's ports they may be
         _check_port(mlflow_port, "--mlflow-port", "MLflow's")
         try:
             children = _start_all(home, prefect_port, mlflow_port, running)

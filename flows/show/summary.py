@@ -18,7 +18,7 @@ from tasks.mechanism.runs import RunRecord, list_runs
 from tasks.mechanism.stage import Stage, curve_path
 from tasks.mechanism.store import Manifest, Store, StoreDamage
 
-CURVE_WIDTH = 64
+CURVE_WIDTH = 64  # with its scale 72 columns, which a log's 80 hold
 CURVE_HEIGHT = 9
 MINIMUM_WIDTH = 120  # tables are wider than the 80 columns that a log or pipe is taken to have
 FIGURES = {stage.name: stage.figures for stage in vars(graph).values() if isinstance(stage, Stage)}

@@ -23,7 +23,7 @@ from tasks.track.connection import Connection
 
 PARENT_CURVE_POINTS = 200  # enough to compare runs by; the nested run has every point
 MAX_METRICS_PER_BATCH = 1000  # more, or more parameters than the next, are refused by MLflow's server
-MAX_PARAMS_PER_BATCH = 100
+MAX_PARAMS_PER_BATCH = 100  # MLflow's bound of tags, too
 MAX_DATASET_DIGEST = 36  # the width of the column in MLflow's database
 DATASET_ATTEMPTS = 5  # each of four runs that begin at once may be refused by each of the others
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -41,7 +41,7 @@ def register_models(
         if version is None:
             source_run = nested.get(outcome.label, record.tracking_run_id)
             version = _create_version(connection, record, form, outcome, source_run)
-        if aliases.get(form) != str(version.version):
+        if aliases.get(form) != str(version.version):  # a run that was served whole sets nothing
             connection.client.set_registered_model_alias(name, form, str(version.version))
 
 
@@ -118,7 +118,7 @@ def _save(logged: LoggedModel, outcome: Outcome, folder: Path) -> None:
         path=str(folder),
         python_model=str(code),
         artifacts={"model": str(outcome.artifact.path)},
-        code_paths=[str(ROOT / "tasks"), str(ROOT / "model")],
+        code_paths=[str(ROOT / "tasks"), str(ROOT / "model")],  # not flows: who serves a model runs no pipeline
         mlflow_model=Model(model_uuid=logged.model_id, run_id=logged.source_run_id, model_id=logged.model_id),
         signature=SIGNATURE,  # in full: MLflow would infer it from an answer
         input_example=EXAMPLE,

@@ -196,6 +196,7 @@ def _relay(run: TrainingRun, scratch: Path, children: subprocess.Popen[bytes]) -
             time.sleep(POLL_SECONDS)
     if relay.refusal:
         raise ValueError(relay.refusal)
+    # Both: a launcher of one's own may end with 0 and never have reached the job.
     if children.returncode != 0 or not relay.done:
         lines = (scratch / "launch.log").read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         # The log too: where the kernel killed a process, what crashed is its neighbour, whose connection was lost.
