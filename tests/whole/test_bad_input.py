@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.main import EXIT_USER_ERROR, main
+from tasks.mechanism.store import STORE_FORMAT, Store
 from tests.helpers import tiny
 
 PROSE = (
@@ -148,8 +149,7 @@ def test_full_disk(
 
     home = tmp_path / "home"
     (home / "runs").mkdir(parents=True)
-    (home / "FORMAT").write_text("1\n")
-    from tasks.mechanism.store import Store
+    (home / "FORMAT").write_text(f"{STORE_FORMAT}\n")
 
     monkeypatch.setattr(Store, "publish", lambda store, directory: full(0))
     message = refused(run(home, "--corpus", str(corpus)), capsys)
