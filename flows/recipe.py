@@ -1,6 +1,5 @@
 """A recipe: what to build, a section per stage in pipeline order; presets, one dial of size, and single-field edits."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,8 @@ from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 
+from flows.fields import did_you_mean, explain, shorten, shown
 from tasks.chats.conversations import ConversationsConfig
 from tasks.chats.preferences import PreferencesConfig
 from tasks.evaluation.evaluate import EvaluateConfig
@@ -30,9 +29,11 @@ from tasks.train.sft import SftConfig
 PRESET_FOLDER = Path(__file__).resolve().parent / "recipes"
 PYTHON_DOCS = "python-docs"
 MAX_DEPTH = 128  # a width of 8,192
-# What pydantic calls these, of a model and of a dataclass.
-_UNKNOWN_FIELD = ("extra_forbidden", "unexpected_keyword_argument")
-_NO_SECTION = ("model_type", "dataclass_type")
+# The longest that, with a run's time and what a file is written aside under, fits the 255 bytes of a file's name.
+LONGEST_NAME = 128
+# What PyYAML's constructors raise beside its own errors: for `2026-02-30`, `!!bool x`, `!!int ""`, `!!timestamp x`,
+# and lists a thousand deep.
+_YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 
 
 class FormLimits(Sections):
@@ -48,7 +49,10 @@ class Recipe(Sections):
     """What to build. Two runs of one recipe on the same content give the same models."""
 
     name: str = Field(
-        "demo", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="Name of the recipe and of its MLflow experiment."
+        "demo",
+        max_length=LONGEST_NAME,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the recipe and of its MLflow experiment.",
     )
     corpus: str = Field(
         PYTHON_DOCS,
@@ -158,12 +162,12 @@ def load_plan(preset: str, settings: Sequence[str] = (), sections: Mapping[str, 
     for setting in settings:
         raw = merge(raw, _parse_setting(setting))
     depth = raw.pop("depth", 0)
-    if not isinstance(depth, int) or not 0 <= depth <= MAX_DEPTH:
-        raise ValueError(f"depth = {depth!r}: expected a whole number of layers from 1 to {MAX_DEPTH}.")
+    if type(depth) is not int or not 0 <= depth <= MAX_DEPTH:  # `true` is an int of Python's
+        raise ValueError(f"depth = {shown(depth)}: expected a whole number of layers from 1 to {MAX_DEPTH}.")
     values = merge(scale_by_depth(depth) if depth else {}, raw)
     execution = values.pop("execution", {})
     values.pop("description", None)
-    return Plan(_validated(Recipe, values, preset), _validated(Execution, execution, preset))
+    return Plan(_validated(Recipe, values, preset), _validated(Execution, execution, preset, "execution"))
 
 
 def _read_preset(preset: str) -> dict[str, Any]:
@@ -171,13 +175,14 @@ def _read_preset(preset: str) -> dict[str, Any]:
     if not path.is_file():
         names = preset_names()
         raise ValueError(
-            f"There is no recipe {preset!r}.{_did_you_mean(preset, names)} Presets are: {', '.join(names)}; "
+            f"There is no recipe {shown(preset)}.{did_you_mean(preset, names)} Presets are: {', '.join(names)}; "
             "or give the path of a YAML file."
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"The recipe {path} is not valid YAML: {error}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"The recipe {path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+    raw = _parse_yaml(text, f"The recipe {path}")
     if not isinstance(raw, dict):
         raise ValueError(f"The recipe {path} holds {type(raw).__name__}, expected sections such as `pretrain:`.")
     return raw
@@ -187,8 +192,8 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     """`dpo.beta=0.2` -> {"dpo": {"beta": 0.2}}."""
     name, equals, value = setting.partition("=")
     if not equals:
-        raise ValueError(f"--set {setting}: expected a field and a value, such as dpo.beta=0.2.")
-    parsed = yaml.safe_load(value) if value else ""  # YAML makes None of nothing, which no field takes
+        raise ValueError(f"--set {shorten(setting)}: expected a field and a value, such as dpo.beta=0.2.")
+    parsed = _parse_yaml(value, f"--set {shorten(name)}: its value, {shown(value)},") if value else ""
     nested: dict[str, Any] = {}
     section = nested
     *path, leaf = name.split(".")
@@ -198,72 +203,21 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     return nested
 
 
-def _validated(kind: type[Any], values: Mapping[str, Any], preset: str) -> Any:
+def _parse_yaml(text: str, what: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except _YAML_ERRORS as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = shorten(getattr(error, "problem", None) or str(error))
+        raise ValueError(
+            f"{what} is not valid YAML{place}: {problem}. A list is written [a, b], a section "
+            "{field: value}; text with other signs in it stands in quotes."
+        ) from error
+
+
+def _validated(kind: type[Any], values: Any, preset: str, section: str = "") -> Any:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise ValueError(_explain(error, kind, preset)) from error
-
-
-def _explain(error: ValidationError, kind: type[Any], preset: str) -> str:
-    """One sentence per wrong field: its name, what was found, its bounds or the nearest valid name."""
-    lines = []
-    for issue in error.errors():
-        name = ".".join(str(part) for part in issue["loc"])
-        if issue["type"] in _UNKNOWN_FIELD:
-            lines.append(f"{name} is not a field of the recipe.{_did_you_mean(name, field_names(kind))}")
-        elif issue["type"] in _NO_SECTION:
-            inside = [field for field in field_names(kind) if field.startswith(f"{name}.")]
-            lines.append(f"{name} = {issue['input']!r}: it is a section; set its fields, such as {inside[0]}.")
-        else:
-            text = issue["msg"].removeprefix("Value error, ").rstrip(".")
-            # A whole section does not fit together: the message names its fields.
-            found = name if isinstance(issue["input"], Mapping) else f"{name} = {issue['input']!r}"
-            lines.append(f"{found or kind.__name__.lower()}: {text[0].lower()}{text[1:]}. {_describe(kind, name)}")
-    return f"The recipe {preset} cannot be used. " + " ".join(lines)
-
-
-def field_names(kind: Any) -> list[str]:
-    """Every field as it is written after --set: `name`, `dpo.beta`, `pretrain.model.num_layers`, ..."""
-    names = []
-    for name, info in _fields(kind).items():
-        inner = _fields(info.annotation)
-        names += [f"{name}.{leaf}" for leaf in field_names(info.annotation)] if inner else [name]
-    return names
-
-
-def _fields(kind: Any) -> dict[str, FieldInfo]:
-    """The fields of a section; {} of what is none."""
-    found: dict[str, FieldInfo] = getattr(kind, "__pydantic_fields__", {})
-    return found
-
-
-def _describe(kind: Any, name: str) -> str:
-    """What the field is and what it may hold."""
-    *sections, leaf = name.split(".")
-    for section in sections:
-        info = _fields(kind).get(section)
-        if info is None or not info.annotation:
-            return ""
-        kind = info.annotation
-    info = _fields(kind).get(leaf)
-    if info is None:
-        return ""
-    words = {"Ge": "at least", "Gt": "more than", "Le": "at most", "Lt": "less than"}
-    bounds = [
-        f"{words[type(bound).__name__]} {next(iter(vars(bound).values()), '') if hasattr(bound, '__dict__') else ''}"
-        for bound in info.metadata
-        if type(bound).__name__ in words
-    ]
-    allowed = f" It must be {' and '.join(bounds)}." if bounds and all(b.strip()[-1].isdigit() for b in bounds) else ""
-    return f"{info.description or ''}{allowed}"
-
-
-def _did_you_mean(name: str, valid: Sequence[str]) -> str:
-    """The nearest name: one that ends in the same field and begins in the same section before any other."""
-    first, leaf = name.split(".")[0], name.split(".")[-1]
-    alike = [v for v in valid if v.split(".")[-1] == leaf]
-    inside = [v for v in alike if v.split(".")[0] == first]
-    near = difflib.get_close_matches(name, inside, n=1, cutoff=0.5) or (inside or alike)[:1]
-    near = near or difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f" Did you mean {near[0]}?" if near else ""
+        raise ValueError(f"The recipe {preset} cannot be used. {explain(error, kind, section)}") from error

@@ -18,7 +18,7 @@ LAYERS = {"model": 0, "tasks": 1, "flows": 2}
 ROOMS = {
     "flows": (
         *("cli", "servers", "backfill", "watch", "pipeline", "observers", "show", "gc", "verify", "plan"),
-        *("backfill_plan", "watched", "run", "champion", "graph", "recipe", "addresses"),
+        *("backfill_plan", "watched", "run", "champion", "graph", "recipe", "fields", "addresses"),
     ),
     "tasks": ("track", "evaluation", "train", "models", "tokens", "chats", "text", "mechanism"),
     "model": (

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from flows.cli import text_verbs, verbs
+from flows.cli.arguments import HIGHEST_PORT, MOST, VerbParser, number, whole
+from flows.fields import shorten, shown
 from flows.recipe import preset_names
 from model.quantization.formats import GGUF_FILE_TYPES
 from tasks.mechanism.progress import console
@@ -19,6 +21,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 YOUNG_OBJECTS = 10_000
 """Made before Python looks among them for garbage; its own 700 makes it look often while 330,000 come to stay."""
 MAX_SHARE = 100
+MAX_TEMPERATURE = 100.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -27,15 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if arguments is None:  # the command itself: where a test calls, the process goes on and needs its collector
         _spare_the_collector()
-    options = build_parser().parse_args(arguments)
+    parser = build_parser()
+    _refuse_what_is_no_text(parser, sys.argv[1:] if arguments is None else arguments)
+    options = parser.parse_args(arguments)
     try:
         code = options.verb(options)
-    except ValueError as error:
-        if options.debug:
-            raise
-        console.print(f"\n[bold red]bessemer {options.verb_name}[/bold red]: ", end="")
-        console.print(str(error), markup=False)
-        sys.exit(EXIT_USER_ERROR)
     except KeyboardInterrupt:
         console.print("\nStopped. What was built is kept; the same command goes on from the last checkpoint.")
         sys.exit(EXIT_INTERRUPTED)
@@ -43,13 +42,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # `| head` has read enough; Python's flush at the end would fail once more, with a trace.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except (ValueError, OSError) as error:
+        if options.debug:
+            raise
+        console.print(f"\n[bold red]bessemer {options.verb_name}[/bold red]: ", end="")
+        console.print(_paragraph(error), markup=False)
+        sys.exit(EXIT_USER_ERROR)
     sys.exit(code or 0)
+
+
+def _paragraph(error: ValueError | OSError) -> str:
+    """What a person reads of an error: of one of the system's, which file or address it is about."""
+    if isinstance(error, ValueError) or not error.strerror:
+        return str(error)
+    names = " and ".join(shorten(str(name)) for name in (error.filename, error.filename2) if name is not None)
+    return (
+        f"{names or 'The system'}: {error.strerror}. Check that the path is the one you mean and that you may read "
+        "and write there; --debug shows where it was needed."
+    )
+
+
+def _refuse_what_is_no_text(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
+    """Refuse what no JSON, no database and no file's name can hold, before it gets as far.
+
+    Python reads bytes of the command line that are not UTF-8 as halves of surrogate pairs.
+    """
+    for argument in arguments:
+        if "\0" in argument or argument.encode(errors="ignore").decode() != argument:
+            parser.error(f"the argument {shown(argument)} is not UTF-8 text, or has a NUL in it")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="bessemer", description="Raw text in, a chat model out.")
-    adder = parser.add_subparsers(title="verbs", required=True, dest="verb_name", metavar="VERB")
+    adder = parser.add_subparsers(
+        title="verbs", required=True, dest="verb_name", metavar="VERB", parser_class=VerbParser
+    )
 
     run = _add_verb(adder, "run", verbs.run, "run the pipeline from text to a quantized chat model")
     _add_recipe_options(run)
@@ -76,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
     compare = _add_verb(adder, "compare", verbs.compare, "say what differs between two runs, and what became of it")
     compare.add_argument("before", help="a run's id or its beginning, or champion")
     compare.add_argument("after", nargs="?", default="", help="the same; the latest run if left out")
-    compare.add_argument("--samples", type=int, default=3, help="documents to show of each kind of change")
+    compare.add_argument("--samples", type=whole(0, MOST), default=3, help="documents to show of each kind of change")
     compare.add_argument("--html", default="", metavar="FILE", help="write a page instead, in one file")
 
     chat = _add_verb(adder, "chat", verbs.chat, "talk to a model")
@@ -87,12 +115,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     chat.add_argument("--run", default="", help="the run whose model it is; default: the champion, else the latest")
     chat.add_argument("--message", default="", help="ask this and leave, instead of a conversation")
-    chat.add_argument("--temperature", type=float, default=0.0, help="0 always takes the likeliest token (default)")
-    chat.add_argument("--max-tokens", type=int, default=200, help="longest answer, in tokens")
+    chat.add_argument(
+        "--temperature",
+        type=number(0, MAX_TEMPERATURE),
+        default=0.0,
+        help="0 always takes the likeliest token (default)",
+    )
+    chat.add_argument("--max-tokens", type=whole(1, MOST), default=200, help="longest answer, in tokens")
 
     up = _add_verb(adder, "up", verbs.up, "start Prefect's and MLflow's dashboards and a worker")
-    up.add_argument("--prefect-port", type=int, default=4200, help="port of the Prefect server")
-    up.add_argument("--mlflow-port", type=int, default=5000, help="port of the MLflow server")
+    up.add_argument("--prefect-port", type=whole(1, HIGHEST_PORT), default=4200, help="port of the Prefect server")
+    up.add_argument("--mlflow-port", type=whole(1, HIGHEST_PORT), default=5000, help="port of the MLflow server")
     up.add_argument(
         "--overlap",
         default="wait",
@@ -113,7 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     inspect = _add_verb(adder, "inspect", verbs.inspect, "show what filter or dedup dropped, why, and what if")
     inspect.add_argument("stage", choices=["filter", "dedup"], help="the stage to look into")
     inspect.add_argument("run", nargs="?", default="", help="a run's id or its beginning; the latest if left out")
-    inspect.add_argument("--samples", type=int, default=3, help="documents, or pairs, to show")
+    inspect.add_argument("--samples", type=whole(0, MOST), default=3, help="documents, or pairs, to show")
     inspect.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", dest="settings", help="e.g. filter.min_words=20"
     )
@@ -139,7 +172,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     collect = _add_verb(adder, "gc", verbs.gc, "remove what no kept run and no champion needs")
-    collect.add_argument("--keep", type=int, default=5, help="how many of the latest runs to keep")
+    collect.add_argument("--keep", type=whole(0, MOST), default=5, help="how many of the latest runs to keep")
     collect.add_argument("--dry-run", action="store_true", help="say what would be removed")
     return parser
 
@@ -176,8 +209,8 @@ def _add_recipe_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="e.g. dpo.beta=0.2", dest="settings"
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that share the data stages")
-    parser.add_argument("--processes", type=int, default=0, help="training processes, one per GPU")
+    parser.add_argument("--workers", type=whole(0, MOST), default=0, help="processes that share the data stages")
+    parser.add_argument("--processes", type=whole(0, MOST), default=0, help="training processes, one per GPU")
     parser.add_argument("--strategy", default="", choices=["", "ddp", "fsdp2", "deepspeed"], help="how they share")
     parser.add_argument(
         "--launcher", default="", choices=["", "torchrun", "ray"], help="what starts them; ray needs engine_address"
@@ -192,16 +225,8 @@ def _add_watch_options(parser: argparse.ArgumentParser) -> None:
         help="when to train: never, once there is enough new text (default), or on any new text",
     )
     parser.add_argument(
-        "--new-share", type=_share, default=None, help="share of new tokens that is enough; default 0.05"
+        "--new-share", type=number(0, MAX_SHARE), default=None, help="share of new tokens that is enough; default 0.05"
     )
     parser.add_argument(
         "--promote", default="", choices=["by the gate", "never"], help="who makes a new model the champion"
     )
-
-
-def _share(text: str) -> float:
-    """A share that `watch.new_share` takes; argparse says which option was wrong."""
-    share = float(text)
-    if not 0 <= share <= MAX_SHARE:
-        raise argparse.ArgumentTypeError(f"{text} found, 0 to {MAX_SHARE} expected")
-    return share

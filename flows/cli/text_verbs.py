@@ -19,7 +19,8 @@ def backfill(options: argparse.Namespace) -> None:
     from flows.show.backfill import so_far
     from tasks.text.dated import parse_day
 
-    plan, store = read_plan(options), Store(options.home)
+    plan = read_plan(options)
+    store = Store(plan.execution.home)
     first, last = (parse_day(text) if text else None for text in (options.first, options.last))
     dates = Dates(first=first, last=last, every=options.every)
     found = plan_backfill(store, plan.recipe, dates)
@@ -80,7 +81,7 @@ def schedule(options: argparse.Namespace) -> None:
 
     plan = read_plan(options)
     if options.off:
-        unschedule(options.home, plan.recipe.name)
+        unschedule(plan.execution.home, plan.recipe.name)
         if options.json:
             print_json({"deployment": f"ingest/{plan.recipe.name}", "off": True})
         else:

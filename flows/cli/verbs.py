@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> None:
         from flows.servers.start import run_with_prefect
 
         record = run_with_prefect(plan.recipe, plan.execution)
-    summary = summarise(Store(options.home), record)
+    summary = summarise(Store(plan.execution.home), record)
     if options.json:
         print_json(summary_json(summary))
     else:
@@ -72,7 +72,7 @@ def plan(options: argparse.Namespace) -> None:
 
     plan = read_plan(options)
     rows = make_plan(plan.recipe, plan.execution)
-    start = describe_start(Store(options.home), plan.recipe)
+    start = describe_start(Store(plan.execution.home), plan.recipe)
     if options.json:
         print_json({**plan_json(rows), "start": start})
         return

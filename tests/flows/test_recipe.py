@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.recipe import Recipe, field_names, load_plan, preset_names, scale_by_depth
+from flows.fields import field_names
+from flows.recipe import Recipe, load_plan, preset_names, scale_by_depth
 from tasks.train.sft import SftConfig
 
 

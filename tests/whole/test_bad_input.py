@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.main import EXIT_USER_ERROR, main
+from tasks.mechanism.store import STORE_FORMAT, Store
 from tests.helpers import tiny
 
 PROSE = (
@@ -148,7 +149,6 @@ def test_full_disk(
 
     home = tmp_path / "home"
     (home / "runs").mkdir(parents=True)
-    from tasks.mechanism.store import STORE_FORMAT, Store
 
     (home / "FORMAT").write_text(f"{STORE_FORMAT}\n")
     monkeypatch.setattr(Store, "publish", lambda store, directory: full(0))
