@@ -18,7 +18,7 @@ from tasks.chats.exchanges import extract_exchanges
 from tasks.chats.messages import validation_mask
 from tasks.mechanism.shards import Counts, ShardFunction, ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun
-from tasks.text.bad_records import ErrorRecord, check_bad_share, read_errors, write_errors
+from tasks.text.bad_records import ErrorRecord, check_bad_share, lost, read_errors, write_errors
 from tasks.text.documents import write_table
 from tasks.text.python.entries import is_python, write_listing
 from tasks.text.readers import read_file
@@ -27,6 +27,11 @@ from tasks.text.sampling import first_of_each, smallest_hashes
 from tasks.text.source import Source, group_files, group_name
 
 GROUP_BYTES = 32_000_000
+FIELDS = (
+    *("messages", "conversations", "instruction", "input", "output", "history", "system", "system_prompt"),
+    *("prompt", "completion", "chosen", "rejected", "tools", "functions", "images", "videos", "audios"),
+)
+"""Every field of a record that a layout looks at."""
 T = TypeVar("T")
 
 
@@ -88,7 +93,7 @@ def write_examples(
     shards = [job.output for job in [*python_jobs, *file_jobs]]
     errors = [error for shard in shards for error in read_errors(shard)]
     table = pa.concat_tables([pq.read_table(shard, schema=kind.shard_schema) for shard in shards])
-    check_bad_share(errors, len(table), cfg.max_bad_share, f"{kind.stage}.max_bad_share")
+    check_bad_share(errors, len(table), cfg.max_bad_share, f"{kind.stage}.max_bad_share", source.size_bytes)
     identifier = kind.schema.names[0]
     # Before the limit: repeated examples would take the place of others.
     table = table.take(first_of_each(table[identifier]))
@@ -127,9 +132,9 @@ def read_records(
     """(name of its file, what `parse` makes of it) for each record of files whose names the first input lists."""
     listing, *paths = inputs
     for name, path in zip(json.loads(listing.read_bytes()), paths, strict=True):
-        for item in read_file(path, name):
+        for item in read_file(path, name, fields=FIELDS):
             if isinstance(item, Bad):
-                yield name, ErrorRecord(name, item.place, item.error)
+                yield name, lost(name, item)
             elif isinstance(item, Row):
                 try:
                     yield name, parse(item.fields)

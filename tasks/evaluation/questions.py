@@ -45,7 +45,7 @@ def read_questions(benchmarks: Source, prompt_format: str, limit: int) -> list[Q
 
 
 def _questions_of(benchmark: str, file: SourceFile, prompt_format: str) -> Iterator[Question]:
-    for item in read_file(file.path, file.name):
+    for item in read_file(file.path, file.name, fields=None):
         if isinstance(item, Row) and "choices" in item.fields:
             yield _question(benchmark, item.place, item.fields, prompt_format)
 

@@ -90,7 +90,7 @@ def _preference_texts(path: Path) -> Iterator[tuple[str, str]]:
 
 def _file_texts(file: SourceFile) -> Iterator[tuple[str, str]]:
     """(place, text) of each text in the records of a file, whatever its field is called."""
-    for item in read_file(file.path, file.name):
+    for item in read_file(file.path, file.name, fields=None):
         if isinstance(item, Bad):
             raise ValueError(f"The benchmark {file.name} {item.place} cannot be read: {item.error}. Mend or remove it.")
         texts = [item.text] if isinstance(item, Text) else _strings(item.fields)

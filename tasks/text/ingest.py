@@ -19,7 +19,7 @@ from pydantic import Field
 
 from tasks.mechanism.shards import ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun, stage
-from tasks.text.bad_records import ErrorRecord, check_bad_share, errors_metadata, read_errors, write_errors
+from tasks.text.bad_records import ErrorRecord, check_bad_share, errors_metadata, lost, read_errors, write_errors
 from tasks.text.documents import DOCUMENT_SCHEMA, ROW_GROUP_ROWS
 from tasks.text.python.entries import extract_entries, is_python, read_entry_files, write_listing
 from tasks.text.python.pydocs import group_documents
@@ -76,7 +76,7 @@ def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     outputs = [job.output for job in (*jobs.entries, *jobs.groups, *jobs.wholes, *jobs.parts)]
     errors = [error for output in outputs for error in read_errors(output)]
     documents = sum(count["documents"] for count in counts)
-    check_bad_share(errors, documents, cfg.max_bad_share, "ingest.max_bad_share")
+    check_bad_share(errors, documents, cfg.max_bad_share, "ingest.max_bad_share", corpus.size_bytes)
     if not documents:
         raise ValueError(
             f"The corpus has {len(corpus.files)} files and no document with any text in it. Check that --corpus points "
@@ -135,8 +135,14 @@ def documents_of_files(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig
     """Shard function: files, whose names the first input lists -> documents."""
     listing, *paths = inputs
     names = json.loads(listing.read_bytes())
-    items = ((name, item) for name, path in zip(names, paths, strict=True) for item in read_file(path, name, cfg.html))
+    files = zip(names, paths, strict=True)
+    items = ((name, item) for name, path in files for item in read_file(path, name, cfg.html, _fields(cfg)))
     return write_documents(items, output, cfg)
+
+
+def _fields(cfg: IngestConfig) -> tuple[str, ...]:
+    """The fields that `document_of` looks at."""
+    return cfg.text_field, "license", "batch"
 
 
 def _divide(run: StageRun, cfg: IngestConfig, wholes: Iterable[Path]) -> None:
@@ -185,7 +191,7 @@ def documents_of_part(inputs: tuple[Path, ...], output: Path, cfg: IngestConfig)
     """Shard function: (listing with one name, number of the part, file) -> the documents of that part of the file."""
     listing, part, path = inputs
     (name,) = json.loads(listing.read_bytes())
-    items = read_part(path, name, int(part.read_text()), round(cfg.shard_megabytes * 1e6))
+    items = read_part(path, name, int(part.read_text()), round(cfg.shard_megabytes * 1e6), _fields(cfg))
     return write_documents(((name, item) for item in items), output, cfg)
 
 
@@ -202,7 +208,7 @@ def write_documents(items: Iterable[tuple[str, Item]], output: Path, cfg: Ingest
         for name, item in items:
             document = document_of(name, item, cfg)
             if isinstance(document, Bad):
-                errors.append(ErrorRecord(name, document.place, document.error))
+                errors.append(lost(name, document))
             elif not document.text:
                 counts["empty_records"] += 1
             else:
@@ -242,7 +248,10 @@ def document_of(name: str, item: Item, cfg: IngestConfig) -> DocumentRow | Bad:
     text = text.strip()
     source = source_name(name)
     # Not of the place: text that moves within its source keeps its id, and with it its split and its verdicts.
-    doc_id = xxhash.xxh3_128_hexdigest(f"{source}\0{text}".encode())
+    try:
+        doc_id = xxhash.xxh3_128_hexdigest(f"{source}\0{text}".encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, e.g. in the documentation of a codec
+        return Bad(item.place, "holds half of a surrogate pair, which is no text")
     return DocumentRow(doc_id, text, source, origin, license, batch)
 
 

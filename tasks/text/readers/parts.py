@@ -4,6 +4,7 @@ Parts have a fixed size in bytes, so a file that grows changes its last part onl
 in the middle: ingest reads it once from its start, and cuts the documents found.
 """
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +13,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.text.readers.records import Bad, Item
+from tasks.text.readers.records import DOCUMENT_FIELDS, MAX_BYTES, Bad, Item, Wanted, guarded, rest_lost
 from tasks.text.readers.rows import json_line
-from tasks.text.readers.tables import table_rows
+from tasks.text.readers.tables import row_group
 
 SPLITTABLE = (".jsonl", ".ndjson", ".parquet")
 _SCAN_BYTES = 1 << 20
@@ -25,26 +26,33 @@ def count_parts(size_bytes: int, part_bytes: int) -> int:
     return max(1, -(-size_bytes // part_bytes))
 
 
-def read_part(path: Path, name: str, part: int, part_bytes: int) -> Iterator[Item]:
-    """The records of part number `part`, from 0: those that begin in its range of bytes."""
+def read_part(
+    path: Path, name: str, part: int, part_bytes: int, fields: tuple[str, ...] | None = DOCUMENT_FIELDS
+) -> Iterator[Item]:
+    """The records of part number `part`, from 0: those that begin in its range of bytes.
+
+    `fields` are those of a record that will be looked at, None for all.
+    """
     start, end = part * part_bytes, (part + 1) * part_bytes
+    read = _row_groups if name.lower().endswith(".parquet") else _lines
     with path.open("rb") as stream:
-        if name.lower().endswith(".parquet"):
-            yield from _row_groups(stream, start, end)
-        else:
-            yield from _lines(stream, start, end)
+        left = min(end, path.stat().st_size) - start
+        loss = rest_lost(lambda nothing: left if nothing else max(0, start + left - stream.tell()))
+        yield from guarded(read(stream, start, end, Wanted(fields=fields)), loss)
 
 
-def _lines(stream: BinaryIO, start: int, end: int) -> Iterator[Item]:
+def _lines(stream: BinaryIO, start: int, end: int, wanted: Wanted) -> Iterator[Item]:
     """A line belongs to the part that it begins in. Its place is its byte; that of a bad one, its line."""
     # One byte earlier: a line that begins just at `start` is then not taken for the rest of one.
     stream.seek(max(0, start - 1))
     if start > 0:
         stream.readline()  # the rest of the line that begins before `start`, or just the end of it
-    while (position := stream.tell()) < end and (line := stream.readline()):
+    while (position := stream.tell()) < end and (line := stream.readline(MAX_BYTES)):
         if not line.strip():
             continue
-        item = json_line(line, f"byte {position}")
+        if len(line) == MAX_BYTES:
+            raise ValueError(f"a line of more than {MAX_BYTES} bytes; at most so many are read")
+        item = json_line(line, f"byte {position}", wanted)
         yield replace(item, place=f"line {_line_number(stream, position)}") if isinstance(item, Bad) else item
 
 
@@ -61,18 +69,19 @@ def _line_number(stream: BinaryIO, position: int) -> int:
     return count
 
 
-def _row_groups(stream: BinaryIO, start: int, end: int) -> Iterator[Item]:
-    """The rows of the row groups that begin in the range; a damaged file is reported by its first part."""
+def _row_groups(stream: BinaryIO, start: int, end: int, wanted: Wanted) -> Iterator[Item]:
+    """The rows of the row groups that begin in the range; a file that cannot be opened is told by its first part."""
     try:
         file = pq.ParquetFile(stream)
-        row = 0
-        for index in range(file.num_row_groups):
-            group = file.metadata.row_group(index)
-            column = group.column(0)
-            begin = column.dictionary_page_offset or column.data_page_offset
-            if start <= begin < end:
-                yield from table_rows(file.iter_batches(row_groups=[index]), row)
-            row += group.num_rows
     except (pa.ArrowException, OSError) as error:
         if start == 0:
-            yield Bad("", f"cannot be read: {type(error).__name__}: {error}")
+            size = stream.seek(0, os.SEEK_END)
+            yield Bad("", f"cannot be read: {type(error).__name__}: {error}", bytes=size)
+        return
+    row = 0
+    for index in range(file.num_row_groups):
+        group = file.metadata.row_group(index)
+        column = group.column(0)
+        if start <= (column.dictionary_page_offset or column.data_page_offset) < end:
+            yield from row_group(file, index, row, wanted)
+        row += group.num_rows
