@@ -40,15 +40,12 @@ FAST = (
     "flows/test_gc",
     "flows/test_plan",
     "flows/test_recipe",
-    "kernels/test_heap",
     "mechanism/test_identity",
     "mechanism/test_mirror",
     "mechanism/test_runs",
     "mechanism/test_stage",
     "mechanism/test_store",
     "network/test_attention",
-    "network/test_flops",
-    "network/test_hf",
     "quantization/",
     "servers/test_deployments",
     "show/",
@@ -59,7 +56,7 @@ FAST = (
     "vocabulary/",
     "whole/test_trust",
 )
-"""What `make check` runs, less what is marked slow: functions of their arguments and files. CPU_SECONDS"""
+"""What `make check` runs: functions of their arguments and of files, 80 CPU-s where all tests have 1,700."""
 
 
 @pytest.fixture
@@ -80,10 +77,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     A single test of three minutes must not come at the end.
     """
     tests = Counter(item.path for item in items)
-    # As if it had 14: beside the files that wait for servers, after those that train on both cores.
     for item in items:
-        if str(item.path.relative_to(TESTS)).startswith(FAST) and not item.get_closest_marker("slow"):
+        slow = item.get_closest_marker("slow") or "workers" in item.name  # whose processes import all anew: 40 CPU-s
+        if str(item.path.relative_to(TESTS)).startswith(FAST) and not slow:
             item.add_marker("fast")
+    # As if it had 14: beside the files that wait for servers, after those that train on both cores.
     items.sort(key=lambda item: -14 if item.path.stem == "test_continuous" else -tests[item.path])
 
 
