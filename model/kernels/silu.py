@@ -18,7 +18,7 @@ BLOCK = 32768  # elements, at::internal::GRAIN_SIZE: torch gives no more than th
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x), any shape; on a CPU the bits that torch computes with one thread."""
     divided = x.device.type == "cpu" and x.numel() > BLOCK and torch.get_num_threads() > 1
-    if not divided or torch.compiler.is_compiling():
+    if not divided or torch.compiler.is_compiling():  # torch.compile cannot see into threads
         return F.silu(x)
     found: Tensor = _SiluByBlocks.apply(x)  # type: ignore[no-untyped-call]
     return found
@@ -27,10 +27,10 @@ def silu(x: Tensor) -> Tensor:
 class _SiluByBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
+        x = x.contiguous()  # blocks are of the memory, as torch's shares are
         ctx.save_for_backward(x)
         out = torch.empty_like(x)
-        spread(_forward, _blocks(x), x.view(-1), out.view(-1), smallest=1)
+        spread(_forward, _blocks(x), x.view(-1), out.view(-1), smallest=1)  # a block is one thread's
         return out
 
     @staticmethod
