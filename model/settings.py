@@ -18,6 +18,7 @@ def arrange_form(schema: dict[str, Any], kind: type) -> None:
         fields[name].update(position=position, title=name)
 
 
+# Forbidden, since a misspelt field would otherwise pass for its default.
 SETTINGS = ConfigDict(extra="forbid", json_schema_extra=arrange_form)
 
 

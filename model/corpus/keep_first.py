@@ -136,6 +136,7 @@ def _neighbours(buckets: I32, members: I32, row: int, found: I32) -> int:
             if member < 0:
                 break
             place = 0
+            # By insertion, at most bands x bucket_size long: the first in canonical order is to be the witness.
             while place < count and found[place] < member:
                 place += 1
             if place < count and found[place] == member:
@@ -159,7 +160,7 @@ def _enter(buckets: I32, filled: I32, members: I32, row: int, enters: NDArray[np
         while members[bucket, place] >= 0:
             place += 1
         members[bucket, place] = row
-        filled[bucket] += 1
+        filled[bucket] += 1  # counts the past too: increments fill a bucket as one run does
         enters[band, row] = True
 
 
@@ -189,7 +190,7 @@ def _judge(
     enters: NDArray[np.bool_],
 ) -> None:
     past = len(witness_starts) - 1
-    found = np.empty(len(buckets) * members.shape[1], np.int32)
+    found = np.empty(len(buckets) * members.shape[1], np.int32)  # each bucket full of others
     first_of_text = np.full(len(exact), -1, np.int64)
     for row in range(len(exact)):
         text = exact[row]
@@ -199,6 +200,7 @@ def _judge(
             similarities[row] = 1.0
             continue
         own = sets[set_starts[row] : set_starts[row + 1]]
+        # The past before this batch: a document's witness is the earliest that serves.
         for place in range(candidate_starts[row], candidate_starts[row + 1]):
             other = candidates[place]
             value = similarity(own, witness_sets[witness_starts[other] : witness_starts[other + 1]], containment)
@@ -212,6 +214,7 @@ def _judge(
         count = _neighbours(buckets, members, row, found)
         for place in range(count):
             other = np.int64(found[place])
+            # A byte of each permutation tells most pairs apart before their shingles are merged.
             if agreement(sketches[row], sketches[other]) < least_agreement:
                 continue
             value = similarity(own, sets[set_starts[other] : set_starts[other + 1]], containment)
@@ -221,5 +224,5 @@ def _judge(
                 similarities[row] = value
                 break
         if kind[row] == 0:
-            first_of_text[text] = row
+            first_of_text[text] = row  # only what is kept may be a witness
             _enter(buckets, filled, members, row, enters)

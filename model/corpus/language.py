@@ -29,6 +29,7 @@ class Language:
 def _careful_model() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
+    # Normalised, since the filter bounds a probability.
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 

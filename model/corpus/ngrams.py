@@ -51,6 +51,7 @@ def matches(
     for row in np.unique(rows).tolist():
         text = texts.slice(row, 1)
         own = _ngrams_in_text(text[0].as_py(), words)
+        # Equal hashes are not yet equal words: few n-grams come this far, so words are compared as strings.
         hashed = shingles(text, words).values
         for number in dict.fromkeys(numbers[rows == row].tolist()):
             source = int(source_of[number])
@@ -83,7 +84,7 @@ def _hash_matches(texts: pa.LargeStringArray, hashes: U64, words: int) -> tuple[
     bitmap = np.zeros(1 << _BITMAP_BITS >> 3, np.uint8)
     slots = (hashes >> np.uint64(64 - _BITMAP_BITS)).astype(np.int64)
     np.bitwise_or.at(bitmap, slots >> 3, (1 << (slots & 7)).astype(np.uint8))
-    room = 1024
+    room = 1024  # hits; a column that has more is read twice
     while True:
         rows, numbers = np.empty(room, np.int64), np.empty(room, np.int64)
         count = _match_kernel(
@@ -127,7 +128,7 @@ def _match_kernel(
         found = shingle_in_place(scratch, found, words)
         for i in range(found):
             value = scratch[i]
-            slot = value >> np.uint64(40)
+            slot = value >> np.uint64(40)  # 64 - _BITMAP_BITS
             if not bitmap[slot >> np.uint64(3)] >> (slot & np.uint64(7)) & np.uint64(1):
                 continue
             place = np.searchsorted(hashes, value)

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from model.kernels.jit import COMPILED, kernel
 
-RUN_TOKENS = 11
+RUN_TOKENS = 11  # "more than 10"
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_TABLE_BITS = 22
+_TABLE_BITS = 22  # 4 MB of flags
 _HALF, _SHIFT = np.uint64(32), np.uint64(64 - _TABLE_BITS)
-_CHUNK = 1 << 21
+_CHUNK = 1 << 21  # 16 MB of hashes at a time
 
 U64 = NDArray[np.uint64]
 
@@ -34,7 +34,7 @@ def run_hashes(tokens: NDArray[np.unsignedinteger]) -> U64:
 
 def _chunks(tokens: NDArray[np.unsignedinteger]) -> Iterator[NDArray[np.unsignedinteger]]:
     for start in range(0, len(tokens), _CHUNK):
-        yield tokens[start : start + _CHUNK + RUN_TOKENS - 1]
+        yield tokens[start : start + _CHUNK + RUN_TOKENS - 1]  # and the runs that cross its end
 
 
 def seen_runs(wanted: U64, tokens: NDArray[np.unsignedinteger]) -> NDArray[np.bool_]:
@@ -43,7 +43,7 @@ def seen_runs(wanted: U64, tokens: NDArray[np.unsignedinteger]) -> NDArray[np.bo
     A table of 2^22 flags tells most runs apart before they are looked up.
     """
     table = np.zeros(1 << _TABLE_BITS, np.bool_)
-    table[wanted >> _SHIFT] = True
+    table[wanted >> _SHIFT] = True  # by the top bits, which the last multiplication has mixed best
     seen = np.zeros(len(wanted), np.bool_)
     for chunk in _chunks(tokens):
         likely = _likely_runs(chunk, table)
@@ -75,6 +75,7 @@ def _roll(tokens: NDArray[np.uint32], table: NDArray[np.bool_], found: U64) -> i
     for i in range(len(tokens)):
         value = value * _BASE + np.uint64(tokens[i]) + one
         if i >= RUN_TOKENS:
+            # A rolling hash (Rabin and Karp): the token that leaves has been multiplied RUN_TOKENS times since it came.
             value -= (np.uint64(tokens[i - RUN_TOKENS]) + one) * leaving
         if i >= RUN_TOKENS - 1:
             key = (value ^ (value >> _HALF)) * _BASE

@@ -25,9 +25,9 @@ _TOP_LEVEL = frozenset(
     b"il ae sa eg za ng ke in pk lk bd cn hk tw jp kr sg my th vn id ph br ar cl pe ve mx".split()
 )
 _RESERVED = re.compile(rb"(?:.+\.)?example\.(?:com|org|net|edu)\Z", re.IGNORECASE)
-_LOCAL_PART = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}\Z")
+_LOCAL_PART = re.compile(rb"[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}\Z")  # RFC 5321: 64 at most
 _DOMAIN = re.compile(rb"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]{0,61}[A-Za-z0-9])?\.)+[A-Za-z]{2,24})(?![A-Za-z0-9_])")
-_IPV4_RUN = re.compile(rb"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9_]|[.-][0-9])")
+_IPV4_RUN = re.compile(rb"[0-9]{1,3}(?:\.[0-9]{1,3}){3}(?![A-Za-z0-9_]|[.-][0-9])")  # not in 1.2.3.4.5
 _IPV6_RUN = re.compile(rb"[0-9A-Fa-f:]{5,39}(?![A-Za-z0-9_:])")
 _INTERNATIONAL = re.compile(
     rb"\+[1-9][0-9]{0,2}[ .-]?(?:\([0-9]{1,4}\)[ .-]?)?[0-9]{2,5}(?:[ .-]?[0-9]{2,5}){1,4}(?![0-9A-Za-z_])"
@@ -35,11 +35,11 @@ _INTERNATIONAL = re.compile(
 _NORTH_AMERICAN = re.compile(
     rb"(?:\([2-9][0-9]{2}\) ?|[2-9][0-9]{2}[.-])[2-9][0-9]{2}[.-][0-9]{4}(?![0-9A-Za-z_]|[.-][0-9])"
 )
-_CARD_RUN = re.compile(rb"[0-9](?:[ -]?[0-9]){12,18}(?![0-9A-Za-z_]|[.-][0-9])")
+_CARD_RUN = re.compile(rb"[0-9](?:[ -]?[0-9]){12,18}(?![0-9A-Za-z_]|[.-][0-9])")  # 13 to 19 digits, as cards have
 _ISSUERS = re.compile(
     rb"4(?:[0-9]{12}|[0-9]{15}|[0-9]{18})|5[1-5][0-9]{14}|2(?:22[1-9]|2[3-9][0-9]|[3-6][0-9]{2}|7[01][0-9]|720)[0-9]{12}"
-    rb"|3[47][0-9]{13}|3(?:0[0-5]|[68][0-9])[0-9]{11}|35(?:2[89]|[3-8][0-9])[0-9]{12}"
-    rb"|6(?:011|5[0-9]{2}|4[4-9][0-9])[0-9]{12}"
+    rb"|3[47][0-9]{13}|3(?:0[0-5]|[68][0-9])[0-9]{11}|35(?:2[89]|[3-8][0-9])[0-9]{12}"  # Amex, Diners, JCB
+    rb"|6(?:011|5[0-9]{2}|4[4-9][0-9])[0-9]{12}"  # Discover
 )
 _SECRETS = re.compile(
     rb"A(?:KI|SI)A[0-9A-Z]{16}(?![0-9A-Za-z])"  # AWS access key
@@ -89,6 +89,7 @@ def _decide(view: memoryview, place: int, start: int, end: int, kind: int) -> tu
         return found.span() if found and _is_card(found.group()) else None
     if kind == _PHONE:
         found = (_INTERNATIONAL if view[place] == ord("+") else _NORTH_AMERICAN).match(view, place, end)
+        # E.164 allows 15 digits at most.
         return found.span() if found and 8 <= sum(48 <= byte <= 57 for byte in found.group()) <= 15 else None
     if kind == _KEY:
         found = _SECRETS.match(view, place, end)
@@ -140,7 +141,7 @@ def _candidates(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Candidat
     """Rows, byte positions in `data` and kinds of the places to look at, ascending."""
     if not COMPILED:
         return _candidates_plain(data, offsets)
-    room = 1024 + len(data) // 128
+    room = 1024 + len(data) // 128  # guessed; a second scan where there are more
     while True:
         rows, places, kinds = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.uint8)
         count = _scan_kernel(data, offsets, _byte_traits(), _secret_table(), rows, places, kinds)
@@ -230,9 +231,9 @@ def _candidate_kind(text: NDArray[np.uint8], traits: NDArray[np.uint8], secrets:
     byte = text[i]
     if byte == 45:
         return 5 if i + 10 < size and text[i + 5] == 66 and text[i + 9] == 78 else -1  # -----BEGIN
-    if byte == 43:
+    if byte == 43:  # +
         return 3 if i + 1 < size and traits[text[i + 1]] & _DIGIT else -1
-    if byte == 40:
+    if byte == 40:  # (, and below ) after three digits
         return 3 if i + 4 < size and traits[text[i + 1]] & _DIGIT and text[i + 4] == 41 else -1
     if not traits[byte] & _DIGIT:
         known = i + 2 < size and secrets[_secret_slot(int(byte), int(text[i + 1]), int(text[i + 2]))]
@@ -240,7 +241,7 @@ def _candidate_kind(text: NDArray[np.uint8], traits: NDArray[np.uint8], secrets:
     if _dotted_quad(text, traits, i):
         return 1
     digits = _digit_chain(text, traits, i)
-    if digits >= 13:
+    if digits >= 13:  # the shortest card number
         return 4
     return 3 if digits >= 3 and i + 3 < size and (text[i + 3] == 45 or text[i + 3] == 46) else -1
 
@@ -272,7 +273,7 @@ def _scan_kernel(
             if starts and before != byte and before != 46:
                 kind = _candidate_kind(text, traits, secrets, i)
                 place = i if kind >= 0 else -1
-            elif byte == 58:
+            elif byte == 58:  # :
                 kind = 2
                 place = _colon_run(text, traits, i)
             elif byte == 64 and i and traits[before] & _LOCAL and i + 1 < len(text) and traits[text[i + 1]] & _WORD:
@@ -291,6 +292,6 @@ def _candidates_plain(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Ca
     """The kernel's candidates, found by running it as Python: a slow stand-in, and exact."""
     room = max(int(offsets[-1] - offsets[0]), 1)
     rows, places, kinds = np.empty(room, np.int64), np.empty(room, np.int64), np.empty(room, np.uint8)
-    scan = getattr(_scan_kernel, "py_func", _scan_kernel)
+    scan = getattr(_scan_kernel, "py_func", _scan_kernel)  # numba keeps the Python function it compiled
     count = scan(data, offsets, _byte_traits(), _secret_table(), rows, places, kinds)
     return rows[:count], places[:count], kinds[:count]

@@ -112,7 +112,7 @@ def as_texts(column: Any) -> pa.LargeStringArray:
 def lower_non_ascii(texts: pa.LargeStringArray) -> pa.LargeStringArray:
     """Lower-case the texts that are not plain ASCII; the kernels lower-case ASCII themselves, 15 times faster."""
     ascii_only = pc.string_is_ascii(texts)
-    if pc.all(ascii_only).as_py() is not False:
+    if pc.all(ascii_only).as_py() is not False:  # None: no texts
         return texts
     other = pc.invert(ascii_only)
     return pc.replace_with_mask(texts, other, pc.utf8_lower(texts.filter(other)))
@@ -139,7 +139,7 @@ def shingles_plain(texts: pa.LargeStringArray, words: int) -> Ragged:
 
 
 def _code_points(text: str) -> NDArray[np.uint32]:
-    points = np.frombuffer(text.encode("utf-32-le"), np.uint32).copy()
+    points = np.frombuffer(text.encode("utf-32-le"), np.uint32).copy()  # bytes are read-only
     points[(points >= ord("A")) & (points <= ord("Z"))] += 32
     return points
 
@@ -165,7 +165,7 @@ def words_of(text: str) -> list[str]:
 def _word_hashes_plain(text: str) -> U64:
     points = _code_points(text).astype(np.uint64)
     spans = np.array(word_spans(text), np.int64).reshape(-1, 2)
-    inverse = np.uint64(pow(int(_P), -1, 1 << 64))
+    inverse = np.uint64(pow(int(_P), -1, 1 << 64))  # exists, since _P is odd
     with np.errstate(over="ignore"):
         falling = np.multiply.accumulate(np.full(len(points) + 1, inverse, np.uint64)) * _P
         rising = np.multiply.accumulate(np.full(len(points) + 1, _P, np.uint64)) * inverse
@@ -266,7 +266,7 @@ def shingle_in_place(hashes: U64, count: int, words: int) -> int:
     """Replace the word hashes hashes[:count] by shingle hashes; returns their number."""
     if count == 0:
         return 0
-    width = min(words, count)
+    width = min(words, count)  # a short text is one shingle of all its words
     shingled = count - width + 1
     for i in range(shingled):
         total = hashes[i]

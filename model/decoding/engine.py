@@ -31,13 +31,14 @@ class Engine:
         self.weights = _collect(model)
         self._shape = Shape(config.num_heads, config.num_kv_heads, config.head_dim, config.rms_norm_eps)
         capacity = min(_FIRST_CAPACITY, self.context_length)
+        # A head's positions lie side by side, since attention walks along them.
         self._keys = np.empty((config.num_layers, config.num_kv_heads, capacity, config.head_dim), np.float32)
         self._values = np.empty_like(self._keys)
         self._vocab_size = config.vocab_size
 
     def truncate(self, length: int) -> None:
         """Forget all tokens but the first `length`."""
-        del self.tokens[length:]
+        del self.tokens[length:]  # the cache beyond is overwritten when its places are read anew
 
     def append(self, ids: Sequence[int]) -> Floats:
         """Read more tokens; the logits of the token after them: (vocab,)."""
@@ -48,6 +49,7 @@ class Engine:
         self._reserve(len(self.tokens) + len(ids))
         logits = np.empty(self._vocab_size, np.float32)
         for index, token in enumerate(ids):
+            # Of a prompt only the last token's logits are read, and the head is the widest matrix of all.
             wanted = logits if index == len(ids) - 1 else _NO_LOGITS
             step(token, len(self.tokens), self.weights, self._shape, self._keys, self._values, wanted)
             self.tokens.append(token)

@@ -102,11 +102,11 @@ def probabilities(logits: Floats, sampling: Sampling) -> NDArray[np.float64]:
     scaled = logits.astype(np.float64) / sampling.temperature
     if 0 < sampling.top_k < len(scaled):
         kth = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
-        scaled = np.where(scaled < kth, -np.inf, scaled)
-    weights: NDArray[np.float64] = np.exp(scaled - scaled.max())
+        scaled = np.where(scaled < kth, -np.inf, scaled)  # ties with the k-th stay, as in transformers
+    weights: NDArray[np.float64] = np.exp(scaled - scaled.max())  # no overflow at a low temperature
     weights /= weights.sum()
     if sampling.top_p < 1:
-        order = np.argsort(-weights, kind="stable")
+        order = np.argsort(-weights, kind="stable")  # equal weights by their ids
         before = np.cumsum(weights[order]) - weights[order]
         weights[order[before >= sampling.top_p]] = 0.0  # the token that crosses the border stays in
         weights /= weights.sum()
@@ -125,6 +125,7 @@ class Sampler:
         if self._sampling.temperature == 0:
             return int(np.argmax(logits))
         weights = np.cumsum(probabilities(logits, self._sampling))
+        # Times the last sum, which rounding leaves a little off 1.
         return int(np.searchsorted(weights, self._random.random() * weights[-1], side="right"))
 
 
@@ -149,7 +150,7 @@ class Generation:
         check_room(decoder, len(prompt) - shared)
         sampler = Sampler(self.sampling)
         new = prompt[shared:]
-        self.finish_reason = "length"
+        self.finish_reason = "length"  # unless a stop token comes first
         for _ in range(self.max_tokens):
             if len(decoder.tokens) + len(new) > decoder.context_length:
                 return

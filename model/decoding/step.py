@@ -82,11 +82,13 @@ def _attend(query: Floats, keys: Floats, values: Floats, scores: Floats, out: Fl
         scores[t] = dot * scale
         largest = max(largest, scores[t])
     total = F32(0.0)
+    # The largest is known by now: no exponential overflows.
     for t in range(positions):
         scores[t] = exp2(scores[t] - largest)
         total += scores[t]
     for j in range(dim):
         out[j] = F32(0.0)
+    # A position at a time, as values lie in memory.
     for t in range(positions):
         share, value = scores[t] / total, values[t]
         for j in range(dim):
@@ -114,7 +116,7 @@ def step(
     qkv, mixed = np.empty((heads + 2 * kv_heads) * dim, F32), np.empty(heads * dim, F32)
     gate_up, scores = np.empty(2 * inner, F32), np.empty(position + 1, F32)
     cos, sin = weights.cos[position], weights.sin[position]
-    read_row(weights.embedding, 0, token, x)
+    read_row(weights.embedding, 0, token, x)  # a stack of one: it has no layers
     for layer in range(layers):
         _norm(x, weights.input_norm[layer], eps, h)
         multiply(weights.qkv, layer, h, qkv)
@@ -130,7 +132,7 @@ def step(
             values[layer, index, position] = qkv[start : start + dim]
         for index in range(heads):
             here = slice(index * dim, (index + 1) * dim)
-            group = index * kv_heads // heads
+            group = index * kv_heads // heads  # query heads that share keys are neighbours
             past_keys, past_values = keys[layer, group, : position + 1], values[layer, group, : position + 1]
             _attend(qkv[here], past_keys, past_values, scores, mixed[here])
         multiply(weights.out, layer, mixed, delta)

@@ -35,7 +35,8 @@ class _AddRMSNorm(torch.autograd.Function):
         rows = x.contiguous().view(-1, x.shape[-1])
         total = torch.empty_like(rows)
         normed = torch.empty_like(rows, dtype=torch.bfloat16)
-        inverse = torch.empty(len(rows))
+        inverse = torch.empty(len(rows))  # kept, so that the backward pass sums no squares again
+        # Before the first layer there is no branch; the kernel then only takes the norm.
         added = _NO_BITS if branch is None else bits(branch.contiguous().view(rows.shape))
         spread(
             row_kernels.add_norm,
@@ -44,7 +45,7 @@ class _AddRMSNorm(torch.autograd.Function):
         )
         ctx.save_for_backward(total, weight, inverse)
         ctx.has_branch = branch is not None
-        ctx.set_materialize_grads(False)
+        ctx.set_materialize_grads(False)  # after the last layer nobody reads the sum: no zeros to make and add
         return total.view(x.shape), normed.view(x.shape)
 
     @staticmethod
@@ -63,7 +64,7 @@ class _AddRMSNorm(torch.autograd.Function):
             *(bits(total), bits(weight), bits(inverse), bits(d_x)),
             _NO_BITS if d_branch is None else bits(d_branch),
             bits(d_weight),
-            smallest=1,
+            smallest=1,  # a group is GROUP rows already
         )
         return d_x.view(shape), None if d_branch is None else d_branch.view(shape), d_weight.sum(0), None
 
@@ -79,7 +80,7 @@ def join(weights: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
     sizes = [len(weight) for weight in weights]
     joint = torch.empty(sum(sizes), weights[0].shape[1], dtype=dtype, device=weights[0].device)
     for part, weight in zip(torch.split(joint, sizes), weights):
-        part.copy_(weight)
+        part.copy_(weight)  # casts as it copies; torch.cat would need each part cast before
     return joint
 
 
@@ -94,7 +95,7 @@ class _JointLinear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, joint = ctx.saved_tensors
-        rows = grad.reshape(-1, grad.shape[-1])
+        rows = grad.reshape(-1, grad.shape[-1])  # (tokens, outputs): one sum over all tokens of the micro-batch
         d_joint = rows.T @ x.reshape(-1, x.shape[-1])
         return (grad @ joint, *(part.to(ctx.dtype) for part in torch.split(d_joint, ctx.sizes)))
 
@@ -173,7 +174,7 @@ class _SplitHeads(torch.autograd.Function):
         rows, q_weight, k_weight, cos, sin = ctx.saved_tensors
         batch, heads, seq, dim = dq.shape
         kv_heads = dk.shape[1]
-        d_rows = torch.empty_like(rows)
+        d_rows = torch.empty_like(rows)  # queries, keys and values fill every column
         d_rows.view(batch, seq, -1, dim)[:, :, heads + kv_heads :] = dv.transpose(1, 2)
         groups = -(-len(rows) // row_kernels.GROUP)
         d_weights: list[Tensor | None] = []
@@ -185,7 +186,7 @@ class _SplitHeads(torch.autograd.Function):
                 groups,
                 *(bits(d.contiguous()), bits(rows), offset * dim, gain, ctx.eps),
                 *(bits(cos), bits(sin), bits(d_rows), bits(d_weight)),
-                smallest=1,
+                smallest=1,  # a group is GROUP rows already
             )
             d_weights.append(None if weight is None else d_weight.sum(0))
         return d_rows.view(batch, seq, -1), *d_weights, None, None, None, None

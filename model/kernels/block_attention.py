@@ -78,6 +78,7 @@ class _BlockAttention(torch.autograd.Function):
         dim = q.shape[-1]
         by_group = grad.to(q.dtype).reshape(q.shape)
         wide = torch.promote_types(q.dtype, torch.float32)  # blocks add up into keys: bf16 sums would lose bits
+        # A query lies in one block, while a key is met by all blocks after it.
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=wide), torch.zeros_like(v, dtype=wide)
         for span, probabilities in zip(ctx.spans, kept):
             seen = slice(span.first, span.stop)
@@ -103,4 +104,4 @@ def _visible_keys(span: _Span, starts: Tensor | None, device: torch.device) -> t
     if starts is None:
         return torch.zeros_like(ends), ends
     begins = starts[:, span.start : span.stop] - span.first
-    return begins.contiguous(), ends.expand_as(begins).contiguous()
+    return begins.contiguous(), ends.expand_as(begins).contiguous()  # the kernel reads them as they lie

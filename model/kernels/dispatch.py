@@ -60,6 +60,7 @@ def bits(x: Tensor) -> NDArray[Any]:
     return (x.detach().view(torch.uint16) if x.dtype == torch.bfloat16 else x.detach()).numpy()
 
 
+# One pool of all threads serves calls of any number of parts; threads suffice, since kernels release the GIL.
 @lru_cache(maxsize=1)
 def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads)
@@ -75,4 +76,4 @@ def spread(kernel: Callable[..., None], count: int, *arguments: Any, smallest: i
     others = [_pool(torch.get_num_threads()).submit(kernel, *arguments, *pair) for pair in pairwise(borders[1:])]
     kernel(*arguments, 0, borders[1])  # the first part in this thread, which would only wait
     for other in others:
-        other.result()
+        other.result()  # raises here what a kernel raised there

@@ -86,7 +86,7 @@ def _dot_avx2(typing_context: Any, codes: Any, scales: Any, x: Any, pairs: Any) 
         look_up = dot.declare("llvm.x86.avx2.permps", dot.floats, dot.floats, dot.integers)
         magnitudes = dot.constant(dot.floats, LEVELS)
         sign_bit = dot.constant(dot.integers, [-(1 << 31)] * 8)
-        to_the_top = dot.constant(dot.integers, [28] * 8)
+        to_the_top = dot.constant(dot.integers, [28] * 8)  # bit 3 becomes bit 31
 
         def level(index: Any) -> Any:
             magnitude = builder.bitcast(builder.call(look_up, [magnitudes, index]), dot.integers)
@@ -131,7 +131,7 @@ class _VectorDot:
                     start = b.add(b.mul(block, self._int(BLOCK)), self._int(part * self.lanes))
                     x = self._load(b.gep(self.x, [start]), self.floats)
                     product = b.fmul(level(index), x)
-                    scaled = b.fmul(product, self._scale(block), flags=("contract",))
+                    scaled = b.fmul(product, self._scale(block), flags=("contract",))  # an FMA with the next
                     sums[half] = b.fadd(sums[half], scaled, flags=("contract",))
             for total, value in zip(totals, sums):
                 b.store(value, total)
@@ -141,7 +141,7 @@ class _VectorDot:
         return ir.Constant(self.int64, value)
 
     def _load(self, pointer: Any, kind: Any) -> Any:
-        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=1)
+        return self.builder.load(self.builder.bitcast(pointer, kind.as_pointer()), align=1)  # rows begin anywhere
 
     def _load_codes(self, pair: Any, part: int) -> Any:
         """The bytes of a pair of blocks (or the part of them that fills the lanes) as 32-bit integers."""
@@ -210,6 +210,7 @@ class NVFP4Matrix(NamedTuple):
             x[j] = level_of(code) * scale_of(block_scales[j // BLOCK]) * matrix.row_scales[layer, row]
 
 
+# A 5M model decodes 3,600, 2,100 and, plain on SSE2, 170 tokens per CPU-second (docs/LOG.md, 2026-11-22).
 FORMS: dict[str, Callable[..., np.float32]] = {"avx512f": _dot_with_avx512, "avx2": _dot_with_avx2, "": _dot_plain}
 """The forms of `dot_nvfp4` by the CPU feature that they need, best first."""
 

@@ -14,7 +14,7 @@ from model.kernels.scalars import F32, LOG2E, Bits, Floats, Ints, exp2, narrow, 
 Bytes = NDArray[np.int8]
 Sums = NDArray[np.int32]
 
-LARGEST = F32(127.0)
+LARGEST = F32(127.0)  # codes are symmetric: -128 stays unused
 DITHERED = F32(126.99)  # plus less than 1 rounds down to 127 at most
 SMALLEST = F32(1e-30)  # stands for the maximum of zeros
 TILE = 16  # fp32 numbers of a cache line
@@ -51,9 +51,9 @@ def quantize_row(row: Bits, to: Bytes) -> np.float32:
     """row ≈ to * the scale returned."""
     peak = np.int32(0)
     for j in range(len(row)):
-        peak = max(peak, np.int32(row[j] & np.uint16(0x7FFF)))
+        peak = max(peak, np.int32(row[j] & np.uint16(0x7FFF)))  # sorts as the magnitude does, and vectorises
     top = widen(np.uint16(peak))
-    top = SMALLEST if top < SMALLEST else top
+    top = SMALLEST if top < SMALLEST else top  # NaN is not less, and stays
     inverse = LARGEST / top
     for j in range(len(row)):
         to[j] = rounded(widen(row[j]) * inverse)
@@ -63,6 +63,7 @@ def quantize_row(row: Bits, to: Bytes) -> np.float32:
 @fast_kernel
 def column_peaks(x: Bits, factors: Floats, peaks: Sums, start: int, stop: int) -> None:
     """The `magnitude` of the largest factors * x in each column; a row of peaks for each GROUP of rows of x."""
+    # A peak by group, whose maximum is taken outside: threads share no row, and a maximum needs no order.
     for group in range(start, stop):
         found = peaks[group]
         for i in range(group * GROUP, min((group + 1) * GROUP, x.shape[0])):
@@ -104,7 +105,7 @@ def quantize_softmax(
         for j in range(width):
             powers[j] = F32(row[j]) * scale * column_scales[j]
         at_label = powers[label]
-        powers[label] = LEAST
+        powers[label] = LEAST  # out of the maximum too: beside a label that is certain all others would round to 0
         best = ordered(F32(powers[0]).view(np.int32))
         for j in range(width):
             best = max(best, ordered(F32(powers[j]).view(np.int32)))
@@ -114,9 +115,10 @@ def quantize_softmax(
             power = exp2((powers[j] - top) * LOG2E)
             powers[j] = power
             total += power
-        norm = np.logaddexp(top + np.log(total), at_label)
+        norm = np.logaddexp(top + np.log(total), at_label)  # of all logits again, without overflow
         numbers[i, 0], numbers[i, 1], numbers[i, 2] = top, norm, at_label
         # The norm is another one in each row and step, as good as chance, and the same when a step is made again.
+        # A prime, so that rows of equal norms still begin at places of their own.
         chances = dither[(i * 7919 + magnitude(norm)) % windows :]
         for j in range(width):
             to[j] = np.int8(np.int32(DITHERED * powers[j] + chances[j]))  # neither is negative
@@ -168,7 +170,7 @@ def swiglu_backward_of_sums(
     stop: int,
 ) -> None:
     """`scale_sums`, `swiglu_backward` of that at x, `quantize_rows` of that, a row after the other."""
-    d_out = np.empty(sums.shape[1], np.uint16)
+    d_out = np.empty(sums.shape[1], np.uint16)  # a row's worth, which never leaves the cache
     d_x = np.empty(x.shape[1], np.uint16)
     for i in range(start, stop):
         scale_row(sums[i], row_scales[i], column_scales, d_out)
@@ -221,6 +223,7 @@ def subtract_gathered(out: Bits, factors: Floats, rows: Bits, indices: Ints, sta
 @fast_kernel
 def subtract_scattered(indices: Ints, factors: Floats, rows: Bits, out: Floats) -> None:
     """out[indices[i]] -= factors[i] * rows[i], one after the other."""
+    # Not shared among threads: two rows of one label add to one row of out, in an order that must not change.
     for i in range(len(indices)):
         row, to, factor = rows[i], out[indices[i]], factors[i]
         for j in range(len(row)):

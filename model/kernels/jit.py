@@ -13,6 +13,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _RELAXED = {"reassoc", "contract", "arcp", "nsz"}
 """Float sums may be reordered, so that they vectorise; NaN and infinity keep their meaning."""
+# Numpy's error model: a division by zero gives infinity, where Python's check of each keeps loops from vectorising.
 _RELAXED_PART: Any = {"fastmath": _RELAXED, "error_model": "numpy", "nogil": True, "forceinline": True}
 """Of a function that is only ever a part of kernels."""
 
@@ -35,9 +36,9 @@ def _cache_folder() -> Path:
     numba looks only at the file of a kernel to tell whether what it kept is stale, not at the kernels it calls.
     """
     digest = hashlib.sha256()
-    for path in sorted(MODEL_FOLDER.rglob("*.py")):
+    for path in sorted(MODEL_FOLDER.rglob("*.py")):  # a folder has no order of its own
         source = path.read_bytes()
-        if b"model.kernels.jit" in source:
+        if b"model.kernels.jit" in source:  # where the decorators come from
             digest.update(str(path.relative_to(MODEL_FOLDER)).encode() + source)
     parent = os.environ.get("NUMBA_CACHE_DIR") or Path(__file__).parent / "__pycache__"
     return Path(parent) / f"kernels-{digest.hexdigest()[:16]}"

@@ -68,7 +68,7 @@ class F32Matrix(NamedTuple):
         codes = matrix.codes[layer]
         for i in range(codes.shape[0]):
             row = codes[i]
-            total = F32(0.0)
+            total = F32(0.0)  # a plain 0.0 would make the sum fp64, at half the lanes
             for j in range(x.shape[0]):
                 total += row[j] * x[j]
             y[i] = total
@@ -91,6 +91,8 @@ class Int8Matrix(NamedTuple):
         codes, row_scales = matrix.codes[layer], matrix.row_scales[layer]
         for i in range(codes.shape[0]):
             row = codes[i]
+            # Int8 x int8 by VNNI errs four times as much (docs/LOG.md, 2026-11-22); it had 1.5 times the tokens/s at 4M
+            # parameters, but 179 for 175 at 135M, where memory decides.
             total = F32(0.0)
             for j in range(x.shape[0]):
                 total += F32(row[j]) * x[j]

@@ -21,7 +21,7 @@ def fix_order_of_sums() -> None:
     MKL reads the variable at its first product, so this also serves where torch was imported before us but has not
     multiplied yet; where it has, a RuntimeWarning says so. Child processes inherit the variable.
     """
-    if VARIABLE in os.environ:
+    if VARIABLE in os.environ:  # chosen by a person, or handed down by our own parent
         return
     mode = strict_mode(_processor())
     if not mode:

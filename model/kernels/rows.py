@@ -42,7 +42,7 @@ def add_norm(
                 out[j] = row[j]
                 squares += row[j] * row[j]
         r = F32(1.0) / np.sqrt(squares / F32(width) + F32(eps))
-        inverse[i] = r
+        inverse[i] = r  # backward needs it again
         for j in range(width):
             normal[j] = narrow(out[j] * r * weight[j])
 
@@ -62,6 +62,7 @@ def add_norm_backward(
 ) -> None:
     """d_x = d_total + the norm's gradient (also rounded into d_branch); d_weight: one row for each GROUP of rows."""
     width = total.shape[1]
+    # By group and not by thread, so that the sum over rows has one order whatever the number of threads.
     for group in range(start, stop):
         weights = d_weight[group]
         for i in range(group * GROUP, min((group + 1) * GROUP, total.shape[0])):
@@ -238,6 +239,7 @@ def softmax_gradient(
     width = logits.shape[1]
     for i in range(start, stop):
         row, norm, factor = logits[i], norms[i], scale[i] * shrink[i]
+        # Before the loop overwrites the label's logit, and rounded once.
         at_label = factor * exp2((widen(row[labels[i]]) - norm) * LOG2E) - scale[i]
         for j in range(width):
             row[j] = narrow(factor * exp2((widen(row[j]) - norm) * LOG2E))
@@ -252,21 +254,21 @@ def masked_softmax(scores: Bits, scale: float, begins: Ints, ends: Ints, heads: 
     """
     queries_of_batch = ends.shape[1]
     width = scores.shape[1]
-    factor = F32(scale) * LOG2E
+    factor = F32(scale) * LOG2E  # from here on in base 2, since exp2 is what vectorises
     for i in range(start, stop):
         b = (i // (heads * queries_of_batch)) % ends.shape[0]
         t = i % queries_of_batch
         begin, end = begins[b, t], ends[b, t]
         row = scores[i]
         seen = row[begin:end]
-        highest = highest_of(seen)
+        highest = highest_of(seen)  # before scaling, which is positive and keeps the order
         total = F32(0.0)
         for j in range(len(seen)):
             total += exp2((widen(seen[j]) - highest) * factor)
         inverse = F32(1.0) / total
         for j in range(len(seen)):
             seen[j] = narrow(exp2((widen(seen[j]) - highest) * factor) * inverse)
-        row[:begin] = 0
+        row[:begin] = 0  # the product with the values reads whole rows
         row[end:width] = 0
 
 

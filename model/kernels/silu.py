@@ -29,10 +29,10 @@ def silu(x: Tensor) -> Tensor:
 class _SiluByBlocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        x = x.contiguous()
+        x = x.contiguous()  # blocks are of the memory, as torch's shares are
         ctx.save_for_backward(x)
         out = torch.empty_like(x)
-        spread(_forward, _blocks(x), x.view(-1), out.view(-1), smallest=1)
+        spread(_forward, _blocks(x), x.view(-1), out.view(-1), smallest=1)  # a block is one thread's
         return out
 
     @staticmethod

@@ -6,7 +6,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from model.kernels.block_attention import document_starts
 
-_attend = torch.compile(flex_attention)
+_attend = torch.compile(flex_attention)  # uncompiled it would hold all scores
 _find_blocks = torch.compile(create_block_mask)  # uncompiled it holds a mask of all pairs of positions
 
 

@@ -1,4 +1,4 @@
-"""The head and its cross-entropy as one function that walks through chunks of positions and never holds all logits.
+"""The LM head and its cross-entropy fused into one function that takes chunks of positions and never holds all logits.
 
 Labels are already shifted: `labels[b, t]` is the token that `hidden[b, t]` should predict; -100 is ignored (and costs
 nothing: such positions never meet the head).
@@ -40,6 +40,7 @@ class Products:
         norms, found = log_sum_exp(logits, labels)
         if d_hidden is None and d_weight is None:
             return norms, found
+        # The z-loss adds its derivative to each probability: 2 * z_loss * logsumexp * softmax.
         d = softmax_gradient(logits, labels, norms, torch.ones_like(norms), 1 + 2 * z_loss * norms)
         if d_hidden is not None:
             torch.mm(d, self.weight, out=d_hidden)
@@ -86,6 +87,7 @@ def _labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         raise ValueError(f"labels must have the shape {tuple(hidden.shape[:-1])} of hidden, got {tuple(labels.shape)}.")
     rows, targets = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     kept = (targets != IGNORED).nonzero()[:, 0]
+    # In pretraining every position has a label, and nothing is copied.
     return (rows, targets) if len(kept) == len(targets) else (rows[kept], targets[kept])
 
 
@@ -120,6 +122,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=h.device)
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         d_hidden = torch.empty_like(h) if wants_hidden else None
+        # Chunks add up in it: a bf16 sum would lose what is small beside it.
         d_weight = torch.zeros_like(w, dtype=wide) if wants_weight else None
         head = products(w)
         for part in _chunks(labels, head.positions()):
@@ -132,6 +135,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # grad is a scalar: the factor of the loss is all that the gradients still lack.
         d_hidden, d_weight = (
             None if d is None else (d * grad).to(dtype) for d, dtype in zip(ctx.saved_tensors, ctx.dtypes)
         )

@@ -65,7 +65,7 @@ def to_hf_config(config: ModelConfig, ids: SpecialIds) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": False,
         "attention_dropout": 0.0,
-        "dtype": "float32",
+        "dtype": "float32",  # the master weights'; transformers 4 called it torch_dtype
         "bos_token_id": ids.bos,
         "eos_token_id": ids.eos[0] if len(ids.eos) == 1 else list(ids.eos),
         "pad_token_id": ids.pad,
@@ -103,14 +103,14 @@ def _shape(hf: Mapping[str, Any]) -> ModelConfig:
     if "sliding_attention" in (hf.get("layer_types") or ()):
         raise ValueError("config.json: layer_types has 'sliding_attention'; this model only attends to the full past.")
     heads = _integer(hf, "num_attention_heads")
-    default_head_dim = 128 if family == "qwen3" else _integer(hf, "hidden_size") // heads
+    default_head_dim = 128 if family == "qwen3" else _integer(hf, "hidden_size") // heads  # Qwen3Config's own default
     theta, scaling = _rope_from_hf(hf)
     return ModelConfig(
         vocab_size=_integer(hf, "vocab_size"),
         hidden_size=_integer(hf, "hidden_size"),
         num_layers=_integer(hf, "num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=int(hf.get("num_key_value_heads") or heads),
+        num_kv_heads=int(hf.get("num_key_value_heads") or heads),  # null or absent: without groups
         head_dim=int(hf.get("head_dim") or default_head_dim),
         intermediate_size=_integer(hf, "intermediate_size"),
         context_length=_integer(hf, "max_position_embeddings"),
@@ -141,7 +141,7 @@ def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
     found: dict[str, Any] = {"rope_type": scaling.kind, "rope_theta": config.rope_theta}
     for name in _ROPE_FIELDS[scaling.kind]:
         value = getattr(scaling, _ROPE_NAMES[name])
-        if name != "attention_factor" or value:
+        if name != "attention_factor" or value:  # 0 is our name for the paper's formula, theirs is to leave it out
             found[name] = value
     return found
 
@@ -149,7 +149,7 @@ def _rope_parameters(config: ModelConfig) -> dict[str, Any]:
 def _rope_from_hf(hf: Mapping[str, Any]) -> tuple[float, RopeScaling]:
     """(theta, scaling) from `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4)."""
     found = dict(hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    theta = float(found.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)
+    theta = float(found.pop("rope_theta", None) or hf.get("rope_theta") or 10000.0)  # both families' default
     kind = found.pop("rope_type", None) or found.pop("type", None) or "default"
     found.pop("type", None)
     if kind not in _ROPE_FIELDS:

@@ -1,9 +1,9 @@
-"""What a layer remembers of the positions it has read, so that the next ones need not read them again."""
+"""The key-value (KV) cache of a layer: of the positions it has read, so that the next need not read them again."""
 
 import torch
 from torch import Tensor
 
-_FIRST_CAPACITY = 256  # positions of a fresh memory; it doubles when full, so growing costs less than reading
+_FIRST_CAPACITY = 256  # positions of a fresh cache; it doubles when full, so growing costs less than reading
 
 
 class Past:

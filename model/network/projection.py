@@ -79,6 +79,7 @@ def joint_product(x: Tensor, first: Projection, *others: Projection) -> Tensor:
 def swiglu_product(x: Tensor, gate: Projection, up: Projection, down: Projection) -> Tensor:
     """`down(silu(gate(x)) * up(x))` (arXiv:2002.05202): (B, T, I) -> (B, T, I)."""
     if not gate.fuses(x):
+        # The order of transformers' MLP, so that fp32 logits are equal to the bit.
         out: Tensor = down(silu(gate(x)) * up(x))
         return out
     if type(gate) is type(up) is type(down):
@@ -95,7 +96,7 @@ def replace_projections(root: nn.Module, kind: type[Kind], make: Callable[[str, 
 
     What is inside of a projection is its own affair and stays.
     """
-    for prefix, parent in list(root.named_modules()):
+    for prefix, parent in list(root.named_modules()):  # a list, since the tree changes under it
         if isinstance(parent, Projection):
             continue
         for name, child in list(parent.named_children()):

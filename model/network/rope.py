@@ -23,6 +23,7 @@ def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling, length: 
 
     `length` is that of the text, which only `dynamic` looks at; 0: one that fits the context.
     """
+    # Integers, then fp32, then the division, as transformers: another order gives other last bits.
     exponents = torch.arange(0, head_dim, 2, dtype=torch.int64, device="cpu").float() / head_dim
     base = _dynamic_base(head_dim, theta, scaling, length) if scaling.kind == "dynamic" else theta
     frequencies = 1.0 / (base**exponents)
@@ -63,6 +64,7 @@ def attention_scale(scaling: RopeScaling) -> float:
     """Factor on cosine and sine: YaRN's temperature, 1 for the others."""
     if scaling.kind != "yarn":
         return 1.0
+    # The paper's sqrt(1 / t), for queries and keys both; so attention logits are divided by its t.
     return scaling.attention_factor or 0.1 * math.log(scaling.factor) + 1.0
 
 
@@ -91,6 +93,7 @@ def rotation(
 
 def apply_rope(x: Tensor, turn: Rotation) -> Tensor:
     """Rotate pairs (i, i + head_dim / 2) of `x`: (batch, seq, heads, head_dim)."""
+    # Hugging Face's pairs. Neighbours, as in the paper (arXiv:2104.09864), ask for permuted rows of q and k.
     first, second = x.chunk(2, dim=-1)
     cos, sin = turn.cos.unsqueeze(2), turn.sin.unsqueeze(2)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
+        return self.weight * wide.to(x.dtype)  # transformers' order: the cast, then the weight
 
     def add(self, x: Tensor, branch: Tensor | None) -> tuple[Tensor, Tensor]:
         """(x + branch, its norm); no branch counts as zero."""
@@ -84,9 +84,11 @@ class Attention(nn.Module):
     def heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """Queries (B, H, T, D), keys and values (B, K, T, D)."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        # Before the rotation, as Qwen3 has it.
         if self.q_norm and self.k_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = apply_rope(q, turn), apply_rope(k, turn)
+        # Norm and rotation leave fp32 under bf16 autocast.
         return q.transpose(1, 2).to(v.dtype), k.transpose(1, 2).to(v.dtype), v.transpose(1, 2)
 
     def _fused_heads(self, x: Tensor, turn: Rotation) -> tuple[Tensor, Tensor, Tensor]:
@@ -191,7 +193,7 @@ class Transformer(nn.Module):
             position_ids = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
         x = self.model.embed_tokens(input_ids)
         turn = self.turn(position_ids, x.dtype)
-        documents = document_mask(document_ids)
+        documents = document_mask(document_ids)  # once for all layers
         branch: Tensor | None = None
         for index, layer in enumerate(self.model.layers):
             if self.recompute_layers and torch.is_grad_enabled():
@@ -227,7 +229,7 @@ class Transformer(nn.Module):
         for name, parameter in self.named_parameters():
             std = self._initial_std(name, parameter, output_projections)
             if parameter.ndim == 1:
-                parameter.fill_(1.0)
+                parameter.fill_(1.0)  # only norms have one dimension
             elif std == 0.0:
                 parameter.zero_()
             else:
@@ -251,4 +253,5 @@ class Transformer(nn.Module):
 
 
 def _stream_seed(seed: int, name: str) -> int:
+    # Signed 64 bits are what manual_seed takes; Python's own hash differs from process to process.
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8], "little", signed=True)

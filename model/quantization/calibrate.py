@@ -43,13 +43,14 @@ def quantize_calibrated(
     input_ids: (rows, seq) of calibration text. `layer_done` is called after each layer.
     """
     positions = torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    replace_weights(model, _ends(model))
+    replace_weights(model, _ends(model))  # first: the layers are to see what the packed embedding gives
     x: Tensor = model.model.embed_tokens(input_ids).float()
     branch: Tensor | None = None
     turn = model.turn(positions, x.dtype)
     inputs = SharedInputs()
     for layer in model.model.layers:
         replace_projections(layer, Projection, lambda _, plain: Calibrating(plain, inputs, weight_format, damping))
+        # One pass quantizes every matrix: a forward for each GPTQ input took over 5 minutes, this 9.5 s (docs/LOG.md).
         x, branch = layer(x, branch, turn)
         replace_projections(layer, Calibrating, lambda _, calibrated: calibrated.packed())
         layer_done()
@@ -64,7 +65,7 @@ class SharedInputs:
 
     def hessian(self, x: Tensor) -> Tensor:
         """The sum of x xᵀ over all rows: (I, I)."""
-        if self._last is not x:
+        if self._last is not x:  # layers call those that share an input with the same tensor
             self._last, self._hessian = x, sum_of_outer_products(list(torch.split(x, ROWS_AT_ONCE)))
         return self._hessian
 
@@ -110,7 +111,7 @@ def sum_of_outer_products(inputs: list[Tensor]) -> Tensor:
 
 
 def _ends(model: Transformer) -> dict[str, QuantizedWeight]:
-    """Embedding and head in INT8, which costs nothing measurable; in NVFP4 they cost as much as all the rest."""
+    """Embedding and head in INT8, which costs nothing measurable; in NVFP4 the head costs as much as all the rest."""
     names = ["model.embed_tokens"] + ([] if model.config.tied_embeddings else ["lm_head"])
     found = {}
     for name in names:

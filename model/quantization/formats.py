@@ -166,7 +166,7 @@ class Int8(Format):
 def int8_scales(weight: "Tensor") -> "Tensor":
     """Largest magnitude of each row / 127; 1 for a row of zeros. (rows, columns) -> (rows,)."""
     largest = weight.float().abs().amax(-1)
-    return (largest / _LARGEST_INT8).where(largest > 0, 1.0)
+    return (largest / _LARGEST_INT8).where(largest > 0, 1.0)  # zeros stay zeros by any scale but 0
 
 
 def int8_codes(weight: "Tensor", scales: "Tensor") -> "Tensor":
@@ -203,7 +203,7 @@ class NVFP4(Format):
     }
     inputs_multiple = 32  # pairs of blocks: the kernel reads 16 bytes of two codes at a time
     gguf_type = "NVFP4"
-    gguf_file_type = 39
+    gguf_file_type = 39  # MOSTLY_NVFP4
 
     def nearest(self, weight: "Tensor") -> QuantizedWeight:
         """Scales with the least squared error of their block, then the nearest level."""

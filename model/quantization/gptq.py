@@ -11,7 +11,7 @@ from torch import Tensor
 from model.quantization.formats import Format, QuantizedWeight
 
 LAZY_COLUMNS = 128
-"""Columns whose corrections of all later columns are gathered into one matrix product."""
+"""Columns whose corrections of all later columns are gathered into one matrix product; the paper's B."""
 
 
 def quantize_gptq(weight: Tensor, hessian: Tensor, weight_format: Format, damping: float) -> QuantizedWeight:
@@ -44,7 +44,7 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     wide = hessian.double().clone()
     diagonal = wide.diagonal()
     mean = float(diagonal.mean())
-    diagonal.add_(damping * mean if mean > 0 else 1.0)
+    diagonal.add_(damping * mean if mean > 0 else 1.0)  # inputs of zeros: any positive diagonal will do
     lower = torch.linalg.cholesky(wide)
     factor: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).float()
     return factor

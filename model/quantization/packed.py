@@ -24,7 +24,7 @@ class PackedWeight(nn.Module):
         super().__init__()
         self.format = weight.format
         for name, tensor in weight.tensors.items():
-            self.register_buffer(name, tensor)
+            self.register_buffer(name, tensor)  # moves and is saved with the module, and no optimizer sees it
 
     @property
     def quantized(self) -> QuantizedWeight:
@@ -55,7 +55,7 @@ class PackedEmbedding(PackedWeight):
     """Rows of the matrix by id: integers (...) -> (..., columns)."""
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.quantized.rows(ids.reshape(-1)).dequantize().view(*ids.shape, -1)
+        return self.quantized.rows(ids.reshape(-1)).dequantize().view(*ids.shape, -1)  # only those rows
 
 
 def replace_weights(model: Transformer, weights: Mapping[str, QuantizedWeight]) -> None:

@@ -47,6 +47,7 @@ def _resampled_ratios(numerator: Floats, denominator: Floats, resamples: int, se
     for start in range(0, resamples, _DRAWS_AT_ONCE):
         size = (min(_DRAWS_AT_ONCE, resamples - start), documents)
         drawn = random.integers(0, documents, size=size)
+        # A ratio of sums, so that a document counts by its length.
         found.append(numerator[drawn].sum(1) / denominator[drawn].sum(1))
     return np.concatenate(found)
 

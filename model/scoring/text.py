@@ -1,4 +1,4 @@
-"""How well a model predicts given text: nats by document, distance to another model, log-probabilities of answers."""
+"""How well a model predicts text: nats by document, KL divergence from a reference, log-likelihoods of answers."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +42,7 @@ def cut_windows(documents: Sequence[NDArray[np.int64]], opening: int, length: in
         for start in range(0, len(ids), length):
             pieces.append(opened[start : start + length + 1])
             owners.append(index)
-    learnt = [[False] + [True] * (len(piece) - 1) for piece in pieces]
+    learnt = [[False] + [True] * (len(piece) - 1) for piece in pieces]  # what opens a window is context alone
     return Windows(join_sequences(pieces, learnt), np.array(owners, dtype=np.int64))
 
 
@@ -70,10 +70,10 @@ def _passes(
     model: Transformer, sequences: Sequences, length: int, tokens_at_once: int
 ) -> Iterator[tuple[NDArray[np.int64], dict[str, Tensor], Tensor]]:
     """For each batch the indices of its sequences, its tensors, and the model's hidden states."""
-    device = model.model.norm.weight.device
+    device = model.model.norm.weight.device  # of a norm, which is never packed
     for batch, indices in _batches(sequences, length, tokens_at_once):
         tensors = batch.tensors(device)
-        tensors["label_counts"] = torch.empty(len(indices))
+        tensors["label_counts"] = torch.empty(len(indices))  # only its length is looked at
         yield indices, tensors, _hidden(model, tensors)
 
 
@@ -91,8 +91,8 @@ def sequence_scores(
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """How a model takes to given continuations: their log-probabilities in nats, and whether greedy decoding would
-    write each of them; both (sequences,)."""
+    """Log-likelihoods of given continuations in nats, and whether greedy decoding would write each of them; both
+    (sequences,)."""
 
     log_probs: Floats
     greedy: NDArray[np.bool_]
@@ -118,8 +118,8 @@ def document_nats(windows: Windows, scores: Floats, documents: int) -> Floats:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How near a model is to its reference, per token: KL(reference || model) in nats, and the share of positions
-    where both hold the same token likeliest."""
+    """How near a model is to its reference, per token: KL(reference || model) in nats, and top-1 agreement, the share
+    of positions where both have the same likeliest token."""
 
     scores: Floats  # of the model, as `sequence_scores` gives them
     kl: float
@@ -139,10 +139,10 @@ def compare_models(
     device = model.model.norm.weight.device
     found = np.zeros(len(sequences), dtype=np.float64)
     kl, same, labels = 0.0, 0, 0
-    weight, reference_weight = model.head_weight, reference.head_weight
+    weight, reference_weight = model.head_weight, reference.head_weight  # a packed head is dequantised here, once
     for batch, indices in _batches(sequences, length, tokens_at_once):
         tensors = batch.tensors(device)
-        tensors["label_counts"] = torch.empty(len(indices))
+        tensors["label_counts"] = torch.empty(len(indices))  # only its length is looked at
         hidden, reference_hidden = _hidden(model, tensors), _hidden(reference, tensors)
         found[indices] = sequence_log_probs(model, hidden, tensors).double().cpu().numpy()
         kept = (tensors["labels"].reshape(-1) != IGNORED).nonzero()[:, 0]

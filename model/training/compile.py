@@ -22,7 +22,7 @@ def compile_layers(transformer: Transformer, device: torch.device) -> None:
     Raises:
         ValueError: there is no compiler for the code that torch writes.
     """
-    compilers = [os.environ["CXX"]] if "CXX" in os.environ else list(CPP_COMPILERS)
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else list(CPP_COMPILERS)  # as inductor asks
     if device.type == "cpu" and not any(map(shutil.which, compilers)):
         raise ValueError(
             f"execution.compile is 'layers', for which torch needs a C++ compiler on a CPU; looked for "

@@ -25,7 +25,7 @@ class Batch:
     labels: Ints  # the token to predict at each position, IGNORED where nothing is learnt
     label_bytes: NDArray[np.float32]  # (rows,): bytes of text that the labels stand for
     position_ids: Ints | None = None
-    document_ids: Ints | None = None  # a token attends to its own document only
+    document_ids: Ints | None = None  # intra-document causal masking: a token attends to its own document only
     sequence_ids: Ints | None = None  # index of the packed sequence a position belongs to, -1 in padding
     reference_log_probs: NDArray[np.float32] | None = None  # (sequences,): summed, under the reference model
     label_counts: Ints | None = None  # (sequences,): labels that each packed sequence has
@@ -68,11 +68,12 @@ def stream(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, index]))
 
 
+# A step across the end of an epoch needs two of them.
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> Ints:
     """The order in which epoch number `epoch` visits `count` items: each once."""
     order = stream(seed, epoch).permutation(count)
-    order.setflags(write=False)
+    order.setflags(write=False)  # shared by all who ask for it
     return order
 
 
@@ -153,7 +154,7 @@ class TokenSources:
 
     def of(self, positions: Ints) -> Ints:
         """Indices of the sources of the tokens at these positions, in the shape of `positions`."""
-        return self.owners[np.searchsorted(self.ends, positions, side="right")]
+        return self.owners[np.searchsorted(self.ends, positions, side="right")]  # a run ends before its end
 
 
 class WindowBatches:
@@ -175,7 +176,7 @@ class WindowBatches:
         """tokens: (tokens,), may be a memory map. A given `endoftext_id` keeps attention inside each document; given
         `sources`, batches tell whose each label is.
         """
-        self.windows = (len(tokens) - 1) // window
+        self.windows = (len(tokens) - 1) // window  # the last token is a label only
         if self.windows < 1:
             raise ValueError(
                 f"The text has {len(tokens)} tokens, less than one window of {window} + 1. Give more text."

@@ -236,7 +236,7 @@ class Trainer:
 
     def _check_division(self) -> None:
         world = self._parallel.world
-        sizes = {len(self._batches.items(step)) for step in {0, self._steps - 1}}
+        sizes = {len(self._batches.items(step)) for step in {0, self._steps - 1}}  # a ramp only doubles
         if any(size % world for size in sizes):
             raise ValueError(
                 f"A batch of {min(sizes)} rows or pairs cannot be shared evenly by {world} processes. Use a number of "
@@ -271,7 +271,7 @@ class Trainer:
         progress.step, progress.losses = state["step"], list(state["losses"])
         progress.averaged, progress.values = state["averaged"], dict(state["values"])
         self._average = {name: tensor.clone() for name, tensor in state["average"].items()}
-        self._reporter.rewind(progress.step - 1)
+        self._reporter.rewind(progress.step - 1)  # the last point is logged again below
         self._bar.resume_at(progress.step / max(self._steps, 1) * self._tokens)
         if progress.step:
             self._report()
@@ -291,9 +291,9 @@ class Trainer:
         progress = self._progress
         if self._parallel.rank == 0:
             if progress.averaged and progress.step == self._steps:
-                state["model"] = self._average
+                state["model"] = self._average  # the mean is the result
             state |= {"step": progress.step, "losses": progress.losses, "values": progress.values}
             state |= {"averaged": progress.averaged, "average": self._average}
             self._checkpoints.save(progress.step, state)
         if self._parallel.world > 1:
-            dist.barrier()
+            dist.barrier()  # nobody may look for the checkpoint before it is there

@@ -53,7 +53,7 @@ def peak_flops(device: torch.device, precision: Precision) -> float:
 def data_sheet_peak(name: str) -> float:
     """The bf16 FLOP/s of the card that the driver calls `name`; 0 for one that is not in the table."""
     known = [card for card in BF16_PEAKS if re.search(rf"\b{card}\b", name)]
-    return BF16_PEAKS[max(known, key=len)] if known else 0.0
+    return BF16_PEAKS[max(known, key=len)] if known else 0.0  # "H100 PCIe" is also an "H100"
 
 
 @lru_cache(maxsize=8)
@@ -65,7 +65,7 @@ def measured_cpu_peak(precision: Precision, threads: int) -> float:
     while time.perf_counter() < deadline or best == float("inf"):
         started = time.process_time()
         torch.mm(a, b)
-        best = min(best, max(time.process_time() - started, 1e-6))
+        best = min(best, max(time.process_time() - started, 1e-6))  # the clock may stand still
     return 2 * _PEAK_SIZE**3 * threads / best
 
 
@@ -80,6 +80,7 @@ class Meter:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         else:
+            # What earlier stages have kept in the heap would count to this one's peak.
             give_back_freed_memory()
             _forget_peak_memory()
 
@@ -121,7 +122,7 @@ def _peak_resident_bytes() -> int:
 def _forget_peak_memory() -> None:
     """Earlier stages of this process do not count; where the kernel will not forget, they do."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, proc(5)
 
 
 def find_energy(device: torch.device, local_rank: int) -> EnergyCounter | None:
@@ -142,6 +143,7 @@ class RaplEnergy:
     def find(cls, root: Path) -> "RaplEnergy | None":
         """The counters below `root`; None where there are none, or the kernel keeps them for its administrator."""
         try:
+            # The kernel gives AMD's counters this name as well.
             packages = [path for path in sorted(root.glob("intel-rapl:*")) if _is_package(path)]
             return cls(packages) if packages else None
         except OSError:
@@ -180,6 +182,7 @@ class NvmlEnergy:
             return None
         try:
             pynvml.nvmlInit()
+            # NVML numbers all cards, torch those of CUDA_VISIBLE_DEVICES: only the UUID is common to both.
             uuid = f"GPU-{torch.cuda.get_device_properties(device).uuid}"
             return cls(pynvml, pynvml.nvmlDeviceGetHandleByUUID(uuid))
         except pynvml.NVMLError:

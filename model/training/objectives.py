@@ -1,4 +1,4 @@
-"""What a stage teaches: the model and its loss as one module, so that DDP and FSDP2 see one forward pass."""
+"""A stage's training objective: the model and its loss as one module, so that DDP and FSDP2 see one forward pass."""
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +48,7 @@ class NextToken(Objective):
             loss = linear_cross_entropy(hidden, weight, labels, self.z_loss, reduction="sum", products=products)
             by_source = loss.new_zeros(3 * self.sources)
         elif not self.sources:
+            # Without z-loss, and by the plain products: the model as it is exported.
             loss = linear_cross_entropy(hidden, weight, labels, reduction="sum")
             by_source = loss.new_zeros(3 * self.sources)
         else:
@@ -96,7 +97,7 @@ class Preference(Objective):
         pairs = PairLogProbs(found[::2], found[1::2], reference[::2], reference[1::2], counts[::2], counts[1::2])
         result = dpo_loss(pairs, self.beta, self.loss_type, self.label_smoothing)
         count = len(pairs.chosen)
-        loss = result.loss * count
+        loss = result.loss * count  # a sum, which the loop divides by the pairs of the whole step
         if self.sft_weight:  # keeps the chosen answers likely (RPO, arXiv:2404.19733)
             loss = loss - self.sft_weight * (pairs.chosen / pairs.chosen_tokens.clamp(min=1)).sum()
         chosen, rejected = result.chosen_rewards, result.rejected_rewards
@@ -109,7 +110,7 @@ def sequence_log_probs(transformer: Transformer, hidden: Tensor, batch: dict[str
     by_token = token_log_probs(hidden, transformer.head_weight, batch["labels"]).reshape(-1)
     owners = batch["sequence_ids"].reshape(-1)
     count = len(batch["label_counts"])
-    padded = torch.where(owners < 0, count, owners)
+    padded = torch.where(owners < 0, count, owners)  # padding into a slot of its own, cut off below
     return by_token.new_zeros(count + 1).index_add(0, padded, by_token)[:count]
 
 

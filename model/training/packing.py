@@ -46,10 +46,11 @@ def best_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     """Put things of these sizes into bins: largest first, each into the fullest bin that still takes it."""
     bins: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (space left, bin), ascending
+    # Equal sizes by their index, so that the bins are the same each time.
     for index in sorted(range(len(sizes)), key=lambda i: (-sizes[i], i)):
         size = sizes[index]
         assert size <= capacity, f"{size} does not fit into {capacity}"
-        place = bisect_left(free, (size, -1))
+        place = bisect_left(free, (size, -1))  # -1 stands before every bin of that space
         if place == len(free):
             bins.append([])
             space, chosen = capacity, len(bins) - 1
@@ -82,7 +83,7 @@ def lay_out(sequences: Sequences, rows: Sequence[Sequence[int]], width: int, tok
             documents[r, here] = document
             owners[r, here] = owner
             at, owner = at + size, owner + 1
-        documents[r, at:] = len(row)
+        documents[r, at:] = len(row)  # padding is a document of its own
     sizes = np.where(labels == IGNORED, 0, token_bytes[np.maximum(labels, 0)]).sum(1, dtype=np.float32)
     return Batch(inputs, labels, sizes, positions, documents, owners)
 
@@ -146,7 +147,8 @@ class PairBatches:
         rows = best_fit(self._sequences.positions[members].tolist(), self._length)
         packed = lay_out(self._sequences, [members[row].tolist() for row in rows], self._length, self._no_bytes)
         assert packed.sequence_ids is not None
-        order = np.array([slot for row in rows for slot in row] + [-1], dtype=np.int64)
+        order = np.array([slot for row in rows for slot in row] + [-1], dtype=np.int64)  # -1 is padding's owner
+        # Rows end where the fullest does: padding would be computed like tokens.
         used = int((packed.sequence_ids >= 0).sum(1).max())
         trimmed = [
             a[:, :used].copy() if a is not None else None
@@ -173,4 +175,4 @@ class PairBatches:
 
     @property
     def item_tokens(self) -> int:
-        return 2 * self._length
+        return 2 * self._length  # both answers

@@ -55,8 +55,8 @@ class Parallel(Protocol):
     world: int
 
     def accumulate(self, batch: dict[str, Tensor], scale: float, last: bool) -> Tensor:
-        """Add the gradient of `scale` * summed loss and return the sums; the `last` call of a step averages gradients
-        over the processes."""
+        """Gradient accumulation: add the gradient of `scale` * summed loss, return the sums; the `last` call of a step
+        averages gradients over the processes."""
 
     def evaluate(self, batch: dict[str, Tensor]) -> Tensor:
         """The sums of a batch, in evaluation mode and without gradients."""
@@ -196,6 +196,7 @@ def gradient_norm(gradients: list[Tensor]) -> float:
     sharded: list[Tensor] = []
     for gradient in gradients:
         local = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+        # In fp64, since an fp32 sum over a large tensor is off by 1.5e-5.
         square = torch.linalg.vector_norm(local.float(), dim=-1).double().square().sum()
         (sharded if isinstance(gradient, DTensor) else whole).append(square)
     squares = torch.zeros((), dtype=torch.float64, device=gradients[0].device)

@@ -141,10 +141,10 @@ class ZeroProcesses(Passes):
 def _engine_config(precision: Precision, max_grad_norm: float) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,  # the loop cuts batches itself
-        "gradient_accumulation_steps": 1,
+        "gradient_accumulation_steps": 1,  # the loop says which backward pass is a step's last
         "gradient_clipping": max_grad_norm,
         "zero_optimization": {"stage": 3},  # parameters too, not only optimizer state (1) and gradients (2)
-        "zero_allow_untested_optimizer": True,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: DeepSpeed's own needs a compiler on a CPU
         "bf16": {"enabled": precision == "bf16"},
         "steps_per_print": 10**12,  # never: the loop reports
     }

@@ -30,10 +30,11 @@ from model.vocabulary.merges import (
 )
 from model.vocabulary.pieces import classify, piece_classes, piece_end
 
-LONGEST_PIECE = 256
+LONGEST_PIECE = 256  # merging is quadratic in a piece
+# 16 bits hold a piece's bytes and its ids, of which there are no more; 48 are left for its place.
 _HALF, _LOW = np.uint64(16), np.uint64(0xFFFF)
-_LONG = np.uint64(8 << 56)
-_MOST_CACHED = 1 << 21
+_LONG = np.uint64(8 << 56)  # above the length in any short key, which is 7 << 56 at most
+_MOST_CACHED = 1 << 21  # slots of 24 bytes: 50 MB
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _encode_text(
     A slot: `_key` of the piece (0: free), its place in `data` << 16 | its bytes, that in `out` << 16 | its ids. The
     last slot counts those in use: pieces are no longer remembered when half of them are.
     """
-    mask = len(slots) - 2
+    mask = len(slots) - 2  # the last slot counts
     place = 0
     while place < len(text):
         stop = piece_end(text, kinds, place)
@@ -131,6 +132,7 @@ def _encode_text(
                     out[written:],
                 )
             )  # fmt: skip
+            # Half full, so that a look-up soon meets the piece or a free slot.
             if slots[mask + 1, 0] < np.uint64(mask // 2):
                 slots[mask + 1, 0] += np.uint64(1)
                 slots[slot, 0] = key

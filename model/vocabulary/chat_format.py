@@ -50,6 +50,7 @@ def render_conversation(tokenizer: Tokenizer, messages: Sequence[Message]) -> Re
     newline = tokenizer.encode("\n")
     for message in messages:
         header = f"{message['role']}\n"
+        # Together, as the template renders them: a newline and what follows it may be one piece.
         body = tokenizer.encode(header + message["content"])
         is_assistant = message["role"] == "assistant"
         first = _token_at_byte(tokenizer, body, len(header.encode())) if is_assistant else len(body) + 1

@@ -27,6 +27,7 @@ def load_counter(path: Path) -> CountTokens:
     try:
         if path.suffix == ".tiktoken":
             ranks = load_tiktoken_bpe(str(path))
+            # Without special tokens: text is only counted, and none in it is special.
             encoding = tiktoken.Encoding(path.stem, pat_str=CL100K_PATTERN, mergeable_ranks=ranks, special_tokens={})
             return lambda text: len(encoding.encode_ordinary(text))
         loaded = HuggingFaceTokenizer.from_file(str(path))

@@ -28,7 +28,7 @@ def piece_classes() -> U8:
     classes = np.full(0x110000, UNKNOWN, np.uint8)
     for point in range(_ASSIGNED_END):
         category = unicodedata.category(chr(point))
-        if category != "Cn":
+        if category != "Cn":  # unassigned: a later Unicode may make it a letter
             classes[point] = _KINDS.get(category[0], OTHER)
     classes[list(_WHITE_SPACE)] = SPACE
     classes[[0xA, 0xD]] = NEWLINE
@@ -66,7 +66,7 @@ def _contraction(text: U8, i: int) -> int:
         return 2
     if i + 2 >= len(text):
         return 0
-    if text[i + 1] == 0xC5 and text[i + 2] == 0xBF:
+    if text[i + 1] == 0xC5 and text[i + 2] == 0xBF:  # the long s, U+017F, which (?i) takes for an s
         return 3
     second = text[i + 2] | 0x20
     if ((first == 114 or first == 118) and second == 101) or (first == 108 and second == 108):
@@ -84,6 +84,7 @@ def _white_end(text: U8, kinds: U8, i: int) -> int:
             after_newline = place
     if after_newline > i:
         return after_newline
+    # \s+(?!\S): white space at the end is one piece, before a word all but its last character is.
     if place == len(text):
         return place
     last = place - 1
@@ -103,7 +104,7 @@ def piece_end(text: U8, kinds: U8, i: int) -> int:
     following = i + 1
     while following < len(text) and text[following] & 0xC0 == 0x80:
         following += 1
-    if kind == NUMBER:
+    if kind == NUMBER:  # a token for each digit
         return following
     if kind == UNKNOWN:
         return -1

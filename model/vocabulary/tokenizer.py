@@ -113,6 +113,7 @@ class Tokenizer:
             self._pattern,
             sorted(self._special_ids.items(), key=lambda item: item[1]),
         ]
+        # Of the parsed content: another layout of the file, or merges as "a b" instead of pairs, are the same.
         return hashlib.sha256(json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
@@ -123,6 +124,7 @@ class Tokenizer:
 
     def encode_column(self, texts: pa.LargeStringArray) -> Ragged:
         """The ids of each text, as `encode` gives them, end to end. Values (tokens,) uint32."""
+        # In bytes, of which there are as many as characters or more: nothing long slips by.
         long = pc.greater(pc.binary_length(texts), SEGMENT_CHARACTERS)
         if not pc.any(long).as_py():
             return self._encode_segments(texts)
@@ -169,6 +171,7 @@ def split_segments(text: str) -> list[str]:
     start = 0
     while len(text) - start > SEGMENT_CHARACTERS:
         end = start + SEGMENT_CHARACTERS
+        # In the second half of a segment, so that there are at most twice as many as needed.
         newline = text.rfind("\n", start + SEGMENT_CHARACTERS // 2, end)
         while newline > start and text[newline + 1].isspace():
             newline = text.rfind("\n", start + SEGMENT_CHARACTERS // 2, newline)
@@ -201,6 +204,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, min_frequency: int = 2) -> 
     """
     trained = HuggingFaceTokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(QWEN2_PATTERN), "isolated")
+    # Without a prefix space, which decoding would give back too.
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     trained.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     trained.decoder = decoders.ByteLevel()
@@ -208,7 +212,7 @@ def train_bpe(texts: Iterator[str], vocab_size: int, min_frequency: int = 2) -> 
     trainer = trainers.BpeTrainer(
         vocab_size=wanted,
         min_frequency=min_frequency,
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),  # all 256 bytes: every text can be encoded
         show_progress=False,
     )
     trained.train_from_iterator(texts, trainer)
@@ -218,5 +222,5 @@ def train_bpe(texts: Iterator[str], vocab_size: int, min_frequency: int = 2) -> 
             f"The text can fill {found + len(SPECIAL_TOKENS)} vocabulary entries at most, tokenizer.vocab_size asks "
             f"for {vocab_size}. Give more text, or set tokenizer.vocab_size to {found + len(SPECIAL_TOKENS)} or less."
         )
-    trained.add_special_tokens(list(SPECIAL_TOKENS))
+    trained.add_special_tokens(list(SPECIAL_TOKENS))  # after training: the last ids
     return trained

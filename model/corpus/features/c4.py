@@ -17,6 +17,7 @@ from model.corpus.features.characters import (
 )
 from model.kernels.jit import bare_helper
 
+# Of a line that C4 keeps (docs/filters.md).
 FEWEST_WORDS = 3
 LONGEST_WORD = 1000
 _CITATION = re.compile(r"\[[0-9]*\]$|\[edit\]$|\[citation needed\]$")
@@ -27,7 +28,7 @@ _EDIT, _CITATION_NEEDED = tuple(map(ord, "edit")), tuple(map(ord, "citation need
 def strip_citations_plain(line: str) -> str:
     """The line without blanks around it and without `[12]`, `[edit]`, `[citation needed]` at its end."""
     line = line.strip()
-    while found := _CITATION.search(line):
+    while found := _CITATION.search(line):  # several may follow one another
         line = line[: found.start()].rstrip()
     return line
 
@@ -56,7 +57,7 @@ def ends_with_dots(text: I32, start: int, end: int) -> bool:
 @bare_helper
 def strip_citations(text: I32, marks: Marks, start: int, end: int) -> int:
     """The end of text[start:end] without trailing `[12]`, `[edit]`, `[citation needed]`."""
-    while end - start >= 2 and text[end - 1] == 93:
+    while end - start >= 2 and text[end - 1] == 93:  # 93 is ], 91 is [
         opening = end - 2
         while opening > start and text[opening] != 91 and end - opening < 40 + len(text):
             if text[opening] == 93:
@@ -107,7 +108,7 @@ def sentences_of(text: I32, marks: Marks, start: int, end: int) -> int:
             continue
         while i < end and marks[i] & SENTENCE_END:
             i += 1
-        while i < end and marks[i] & CLOSING:
+        while i < end and marks[i] & CLOSING:  # `."` ends a sentence as `.` does
             i += 1
         sentences += int(i == end or marks[i] & CLASS == 0)
     return max(sentences, 1)

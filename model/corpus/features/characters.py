@@ -59,9 +59,9 @@ def character_classes() -> NDArray[np.uint8]:
     """SPACE (Python's str.isspace), LETTER, DIGIT (0-9) or SYMBOL of each code point. (0x110000,)"""
     classes = np.where(code_point_classes() == 0, SYMBOL, LETTER).astype(np.uint8)
     classes[ord("0") : ord("9") + 1] = DIGIT
-    classes[ord("_")] = SYMBOL
+    classes[ord("_")] = SYMBOL  # part of a word in shingles, no letter of a text
     for first, last in _EMOJI:
-        classes[first : last + 1] = SYMBOL
+        classes[first : last + 1] = SYMBOL  # a word by itself in shingles, no letter of a text
     classes[list(_SPACES)] = SPACE
     classes.flags.writeable = False
     return classes

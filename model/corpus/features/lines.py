@@ -35,7 +35,7 @@ from model.corpus.features.phrases import BOILERPLATE, JAVASCRIPT, LOREM, POLICY
 from model.corpus.words import U64
 from model.kernels.jit import bare_helper
 
-SHORT_LINE_CHARACTERS = 30
+SHORT_LINE_CHARACTERS = 30  # FineWeb's
 CODE_LINE_SHARE = 0.15
 """A line counts as code from this share of code characters among its non-space characters."""
 
@@ -58,7 +58,7 @@ class LineFeatures(NamedTuple):
 def lines_plain(text: str) -> LineFeatures:
     """The features of a text's lines."""
     lines = text.split("\n")
-    if not lines[-1]:
+    if not lines[-1]:  # a newline ends a line and begins none
         lines.pop()
     filled = [line for line in lines if line.strip()]
     judged = [line for line in map(c4.strip_citations_plain, filled) if c4.is_judged_plain(line)]
@@ -89,7 +89,7 @@ def _code_share(filled: Sequence[str]) -> float:
         fence = stripped.startswith("```")
         if fenced or fence or _is_code_plain(stripped, size):
             code += size
-        fenced ^= fence
+        fenced ^= fence  # a fence opens or closes, and is code itself
     return share(code, visible)
 
 
@@ -111,11 +111,11 @@ LINE_TOTALS = 14
 
 @bare_helper
 def _is_code(text: I32, marks: Marks, start: int, end: int, visible: int) -> bool:
-    if end - start >= 3 and text[start] == 62 and text[start + 1] == 62 and text[start + 2] == 62:
+    if end - start >= 3 and text[start] == 62 and text[start + 1] == 62 and text[start + 2] == 62:  # >>>
         return True
-    if end - start >= 4 and c4.ends_with_dots(text, start, start + 3) and text[start + 3] == 32:
+    if end - start >= 4 and c4.ends_with_dots(text, start, start + 3) and text[start + 3] == 32:  # "... "
         return True
-    if end - start >= 2 and text[start] == 36 and text[start + 1] == 32:
+    if end - start >= 2 and text[start] == 36 and text[start + 1] == 32:  # "$ "
         return True
     if marks[end - 1] & CODE_END:
         return True
@@ -127,7 +127,7 @@ def _is_code(text: I32, marks: Marks, start: int, end: int, visible: int) -> boo
 
 @bare_helper
 def _is_fence(text: I32, start: int, end: int) -> bool:
-    return end - start >= 3 and text[start] == 96 and text[start + 1] == 96 and text[start + 2] == 96
+    return end - start >= 3 and text[start] == 96 and text[start + 1] == 96 and text[start + 2] == 96  # ```
 
 
 @bare_helper
@@ -152,7 +152,7 @@ def _judge_line(
     totals[_BULLETS] += int(marks[start] & BULLET != 0)
     totals[_ELLIPSES] += int(text[end - 1] == ELLIPSIS or c4.ends_with_dots(text, start, end))
     totals[_TERMINALS] += int(marks[end - 1] & TERMINAL != 0)
-    totals[_SHORT] += int(stop - begin <= SHORT_LINE_CHARACTERS)
+    totals[_SHORT] += int(stop - begin <= SHORT_LINE_CHARACTERS)  # with its blanks, as FineWeb counts
     totals[_CHARACTERS] += end - start
     totals[_VISIBLE] += visible
     said = line_marks(text[begin:stop], phrases, phrase_ends, phrase_marks, trigger)
@@ -164,7 +164,7 @@ def _judge_line(
     totals[_FENCED] ^= int(fence)
     kept_end = c4.strip_citations(text, marks, start, end)
     sentences = c4.sentences_of(text, marks, start, kept_end)
-    if sentences < 0 or said & JAVASCRIPT:
+    if sentences < 0 or said & JAVASCRIPT:  # in C4's order: braces are counted in what it still looks at here
         return
     for i in range(start, kept_end):
         totals[_CURLY] += int(text[i] == BRACE)
@@ -201,7 +201,7 @@ def measure_lines(
         if stop > begin:
             hashes[count] = value
             lengths[count] = stop - begin
-            filled[count] = np.uint8(visible > 0)
+            filled[count] = np.uint8(visible > 0)  # FineWeb's duplicates count only these
             count += 1
         if visible:
             _judge_line(text, begin, stop, visible, marks, phrases, phrase_ends, phrase_marks, trigger, totals)

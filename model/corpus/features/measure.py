@@ -127,7 +127,7 @@ def _measure_kernel(
     hashes = np.empty(longest + 1, np.uint64)
     lengths = np.empty(longest + 1, np.int32)
     kinds = np.empty(longest + 1, np.uint8)
-    table = table_size(longest // 2 + 1)
+    table = table_size(longest // 2 + 1)  # words, lines and paragraphs all have a separator between
     keys = np.empty(table, np.uint64)
     used = np.empty(table, np.int32)
     places = np.empty(longest + 1, np.int32)
@@ -137,6 +137,7 @@ def _measure_kernel(
     for row in range(len(offsets) - 1):
         count = _decode(data[offsets[row] : offsets[row + 1]], traits, points, point_traits)
         text, marks = points[:count], point_traits[:count]
+        # Families share buffers: each has read what another left before it writes its own.
         lines, line_features = measure_lines(
             text, marks, phrases, phrase_ends, phrase_marks, trigger, hashes, lengths, kinds, totals
         )

@@ -98,12 +98,12 @@ def _top_ngram(lengths: I32, n: int, places: I32, count: int, slots: I32, used: 
     best = 1
     first = 0
     for i in range(count):
-        if used[slots[i]] > best:
+        if used[slots[i]] > best:  # strictly: of equal counts the first, as Counter has it
             best = int(used[slots[i]])
             first = int(places[i])
     if best < 2:
         return 0
-    characters = n - 1
+    characters = n - 1  # the blanks between
     for k in range(n):
         characters += int(lengths[first + k])
     return characters * best
@@ -120,7 +120,7 @@ def _repeated_ngrams(lengths: I32, n: int, places: I32, count: int, slots: I32, 
             for k in range(n):
                 characters += int(lengths[places[i] + k])
             following = int(places[i]) + n
-        used[slots[i]] = -abs(used[slots[i]])
+        used[slots[i]] = -abs(used[slots[i]])  # the sign says "seen", the count stays
     return characters
 
 
@@ -161,7 +161,7 @@ def repeated_words(
         places[i] = i
     for n in range(SHORTEST_NGRAM, LONGEST_NGRAM + 1):
         fitting = 0
-        while fitting < count and places[fitting] + n <= words:
+        while fitting < count and places[fitting] + n <= words:  # places ascend
             fitting += 1
         count = fitting
         _count_ngrams(hashes, n, places, count, slots, keys, used)

@@ -42,7 +42,7 @@ PHRASES: tuple[tuple[str, int], ...] = (
     ("licensed under the", BOILERPLATE),
 )
 """Lower-case ASCII phrases and what a line that holds one counts as. The first eight are C4's (Raffel et al. 2020)."""
-TRIGGER_BITS = 12
+TRIGGER_BITS = 12  # 4 KB of flags: they stay in the first-level cache
 
 
 def marks_of(line: str) -> int:
@@ -68,6 +68,7 @@ def phrase_tables() -> tuple[I32, NDArray[np.int64], I32, NDArray[np.bool_]]:
 
 @bare_helper
 def trigger_slot(last_four: np.uint32) -> int:
+    # Fibonacci hashing (2^32 / golden ratio): the top bits are the best mixed.
     return int(((int(last_four) * 0x9E3779B1) & 0xFFFFFFFF) >> 20)
 
 
@@ -79,9 +80,11 @@ def line_marks(
     last_four = np.uint32(0)
     for i in range(len(line)):
         point = line[i]
+        # 127 stands for all beyond ASCII: a byte is kept of each, and no phrase has that one.
         low = point + 32 if 65 <= point <= 90 else min(point, 127)
         last_four = np.uint32((last_four << np.uint32(8)) | np.uint32(low))
         if trigger[trigger_slot(last_four)]:
+            # It took the first four characters to notice a phrase.
             marks |= _phrases_at(line, i - 3, phrases, phrase_ends, phrase_marks)
     return marks
 

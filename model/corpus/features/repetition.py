@@ -44,6 +44,7 @@ def repeated_lines_plain(text: str) -> RepeatedLines:
     """The features of a text's repeated lines."""
     lines = [line for line in text.split("\n") if line]
     count, characters = _duplicates(lines)
+    # FineWeb looks at lines with more than blanks, Gopher at all that are not empty.
     filled_characters = _duplicates([line for line in lines if line.strip()])[1]
     return RepeatedLines(
         duplicate_line_share=share(count, len(lines)),
@@ -77,7 +78,7 @@ def _duplicates(pieces: Sequence[str]) -> tuple[int, int]:
 @bare_helper
 def table_size(count: int) -> int:
     size = 16
-    while size < 2 * count:
+    while size < 2 * count:  # half full at most, so that probes are short
         size *= 2
     return size
 
@@ -100,7 +101,7 @@ def repeated_lines(
     used[:size] = 0
     duplicates = characters = filled_characters = 0
     for i in range(count):
-        key = hashes[i] + np.uint64(lengths[i]) * WORD_BASE
+        key = hashes[i] + np.uint64(lengths[i]) * WORD_BASE  # the polynomial alone does not see leading NULs
         place = slot_of(keys, used, size, key)
         if used[place]:
             duplicates += 1

@@ -35,7 +35,8 @@ from model.kernels.jit import bare_helper
 
 STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Rae et al. 2021 (Gopher), appendix A.1.1."""
-LONGEST_STOP_WORD = 4
+LONGEST_STOP_WORD = 4  # longer words need no comparison
+# Bounded, or a lone `<` or `](` would be followed to the end of the text.
 LONGEST_TAG, LONGEST_ENTITY, LONGEST_LINK = 300, 10, 500
 _TAG = rf"<[A-Za-z/!?][^<>]{{0,{LONGEST_TAG}}}>"
 _ENTITY = rf"&[A-Za-z0-9#]{{2,{LONGEST_ENTITY}}};"
@@ -115,6 +116,7 @@ def split_words(text: I32, marks: Marks, hashes: U64, lengths: I32, kinds: NDArr
         count += before & (1 - inside)
         value = (value * CODE_POINT_BASE + np.uint64(text[i])) if inside else np.uint64(0)
         length = (length + 1) * inside
+        # Bit 0 says that a letter was there, bit 1 a letter or digit.
         kind = np.uint8(kind | int(found == 1) * 3 | int(found == 2) * 2) if inside else np.uint8(0)
         hashes[count] = value
         lengths[count] = length
@@ -151,7 +153,7 @@ def _count_characters(text: I32, marks: Marks) -> _Characters:
     for i in range(len(text)):
         if text[i] == DOT:
             dots += 1
-            if dots == 3:
+            if dots == 3:  # as str.count: the next one begins anew
                 ellipses += 1
                 dots = 0
         else:
@@ -178,7 +180,7 @@ def _count_words(hashes: U64, lengths: I32, kinds: NDArray[np.uint8], count: int
         if kinds[i] & 2:
             real += 1
             characters += int(lengths[i])
-        run = run + 1 if i and hashes[i] == hashes[i - 1] else 1
+        run = run + 1 if i and hashes[i] == hashes[i - 1] else 1  # hashes alone: 2^-64 that two words agree
         if kinds[i] & 1:
             lettered += 1
             longest_run = max(longest_run, run)
@@ -194,17 +196,17 @@ def _markup_length(text: I32, marks: Marks, i: int) -> int:
     """Characters of the tag, entity or link target that starts at text[i], or 0."""
     size = len(text)
     point = text[i]
-    if point == 60 and i + 1 < size and marks[i + 1] & TAG_START:
+    if point == 60 and i + 1 < size and marks[i + 1] & TAG_START:  # <
         end = i + 2
         while end < size and end - i - 2 < LONGEST_TAG and text[end] != 60 and text[end] != 62:
             end += 1
         return end + 1 - i if end < size and text[end] == 62 else 0
-    if point == 38:
+    if point == 38:  # &
         end = i + 1
         while end < size and end - i - 1 < LONGEST_ENTITY and marks[end] & IN_ENTITY:
             end += 1
         return end + 1 - i if end - i - 1 >= 2 and end < size and text[end] == 59 else 0
-    if point == 93 and i + 1 < size and text[i + 1] == 40:
+    if point == 93 and i + 1 < size and text[i + 1] == 40:  # ](
         end = i + 2
         while end < size and end - i - 2 < LONGEST_LINK and text[end] != 40 and text[end] != 41 and marks[end] & CLASS:
             end += 1

@@ -1,4 +1,4 @@
-"""Projections that multiply in FP8, each tensor with one scale that is chosen anew at each use.
+"""Projections that multiply in FP8 with dynamic per-tensor scaling: one scale, chosen anew at each use.
 
 Activations and weights in E4M3, gradients in E5M2 (arXiv:2209.05433), sums in fp32 by the tensor cores; the master
 weights stay fp32. On a CPU torch computes the same numbers, slowly, by which the tests check them.
@@ -84,6 +84,7 @@ class _Float8Product(torch.autograd.Function):
         # The first matrix of a product lies by rows, the second by columns.
         d_rows = torch._scaled_mm(g, w.t().contiguous().t(), g_scale, w_scale, out_dtype=torch.bfloat16)
         by_column = x.t().contiguous().t()
+        # In fp32, since micro-batches add up in it.
         d_weight = torch._scaled_mm(g.t().contiguous(), by_column, g_scale, x_scale, out_dtype=torch.float32)
         return d_rows.to(ctx.dtypes[0]), d_weight.to(ctx.dtypes[1])
 
@@ -92,4 +93,5 @@ def to_float8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(x scaled so that its largest value is the largest of `dtype`, the factor that undoes this: an fp32 scalar)."""
     largest = torch.finfo(dtype).max
     scale = x.abs().amax().float().clamp(min=_SMALLEST) / largest
+    # Division may end a little above `largest`, and E4M3, which has no infinity, would make a NaN of it.
     return (x.float() / scale).clamp(-largest, largest).to(dtype), scale

@@ -1,6 +1,6 @@
 """Training whose matrix products are of INT8 with exact int32 sums: on a CPU with VNNI at twice the rate of bf16.
 
-Every operand gets its scales anew at each use, one for each row of what is summed over: activations by token and
+Scaling is dynamic, anew at each use, with one scale for each row of what is summed over: activations by token and
 weights by output in x Wᵀ, gradients by token and weights by input in g W. In gᵀ x, which sums over tokens, the
 gradient's scales go into x before that gets one scale a column. Master weights stay fp32, all else runs as in bf16.
 The idea is that of SwitchBack (arXiv:2304.13013), which leaves gᵀ x in 16 bits; here that too lost nothing
@@ -64,6 +64,7 @@ class _Int8Linear(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, *weights: Tensor) -> Tensor:
         ctx.sizes, ctx.dtypes = [len(weight) for weight in weights], (rows.dtype, weights[0].dtype)
         x, joint = rows.to(BF16).contiguous(), join(weights, BF16)
+        # In bf16: the backward pass sums over other dimensions, for which codes and scales are made anew.
         ctx.save_for_backward(x, joint)
         w, scales = quantize_rows(joint)
         return scaled_product(*quantize_rows(x), w.T, scales)
@@ -97,6 +98,7 @@ class _Int8MLP(torch.autograd.Function):
         w, w_scales = quantize_rows(first)
         between = bits(before), bits(after), values.numpy(), scales.numpy()
         pass_product(int8_kernels.swiglu_of_sums, *quantize_rows(x), w.T, w_scales, *between)
+        # In bf16, as in `_Int8Linear`.
         ctx.save_for_backward(x, first, second, before, after)
         w, w_scales = quantize_rows(second)
         return scaled_product(values, scales, w.T, w_scales)

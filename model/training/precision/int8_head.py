@@ -31,8 +31,8 @@ class Int8Products(Products):
 
     The gradient of a logit is its probability, less 1 at the label. That one is far larger than most, and near a
     probability of 1 a small difference: so it is left out of the INT8 row and subtracted by itself in fp32. All other
-    probabilities are rounded up or down by chance, right on average: of those below 1/254 of the likeliest, rounding
-    to the nearest would leave nothing, which cost 0.03 bits per byte (docs/LOG.md).
+    probabilities are rounded stochastically, up or down and right on average: of those below 1/254 of the likeliest,
+    rounding to the nearest would leave nothing, which cost 0.03 bits per byte (docs/LOG.md).
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -52,6 +52,8 @@ class Int8Products(Products):
         d, highest, norms, found = quantize_softmax(quantize_rows(h), self._rows, labels)
         shrink = 1 + 2 * z_loss * norms
         scales = shrink * (highest - norms).exp() / float(int8_kernels.DITHERED)
+        # Taken from INT8 instead, gradients are off by 9.9 times their size at a probability of 0.999; so by 0.03
+        # (docs/LOG.md, 2026-11-27).
         missing = 1 - shrink * (found - norms).exp()
         if d_hidden is not None:
             scaled_product(d, scales, *self._columns, out=d_hidden)
@@ -75,7 +77,7 @@ def quantize_softmax(
     count, vocab_size = len(labels), len(weight[0])
     values = torch.empty(count, vocab_size, dtype=torch.int8, device=labels.device)
     numbers = torch.empty(count, 3, device=labels.device)
-    dither = _dither(max(DITHER, 2 * vocab_size))
+    dither = _dither(max(DITHER, 2 * vocab_size))  # as many windows as tokens, at least
     for part in slices(count, LOGITS_AT_ONCE // vocab_size):
         sums = product(x[0][part], weight[0].T)
         if has_kernels(sums.device):
@@ -119,4 +121,4 @@ def subtract_scattered(total: Tensor, indices: Tensor, factors: Tensor, rows: Te
 
 @lru_cache(maxsize=2)
 def _dither(count: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    return np.random.default_rng(0).random(count, dtype=np.float32)
+    return np.random.default_rng(0).random(count, dtype=np.float32)  # always the same: runs repeat

@@ -38,6 +38,7 @@ def quantize_columns(x: Tensor, factors: Tensor | None = None) -> tuple[Tensor, 
     factors = torch.ones(len(x), device=x.device) if factors is None else factors
     if not has_kernels(x.device):
         wide = x.float() * factors[:, None]
+        # A row of zeros more, since there is no maximum of none.
         tops = F.pad(wide.abs(), (0, 0, 0, 1)).amax(0).clamp(min=float(int8_kernels.SMALLEST))
         return _rounded(wide * (127 / tops)), tops / 127
     groups = -(-len(x) // GROUP)
@@ -79,7 +80,7 @@ def weight_gradient(g: Tensor, g_scales: Tensor, x: Tensor) -> Tensor:
     It sums over rows, so their scales go into x before that gets one scale a column.
     """
     values, scales = quantize_columns(x, g_scales)
-    sums = product(g.T, values)
+    sums = product(g.T, values)  # an operand may lie transposed at no cost (docs/LOG.md, 2026-11-27)
     if not has_kernels(x.device):
         return sums * scales
     out = torch.empty(sums.shape)
@@ -95,6 +96,7 @@ def add_transposed_product(total: Tensor, a: Tensor, a_scales: Tensor, b: Tensor
     sums = product(a, b)
     if has_kernels(a.device):
         tiles = -(-sums.shape[1] // int8_kernels.TILE)
+        # Four tiles are the 64 columns that are worth a thread.
         spread(int8_kernels.add_scaled_columns, tiles, sums.numpy(), a_scales.numpy(), total.numpy(), smallest=4)
     else:
         total += (sums * a_scales[:, None]).T
@@ -112,7 +114,7 @@ def _sums(a: Tensor, b: Tensor) -> Tensor:
     """Without VNNI exact below 2^24, and rounded as fp32 is beyond that."""
     if a.device.type == "cpu" and has_vnni():
         return torch._int_mm(a, b)
-    with torch.autocast(a.device.type, enabled=False):
+    with torch.autocast(a.device.type, enabled=False):  # bf16 products would not be exact
         return (a.float() @ b.float()).to(torch.int32)
 
 
@@ -128,7 +130,7 @@ def slices(count: int, size: int) -> list[slice]:
 
 
 def _rounded(x: Tensor) -> Tensor:
-    return (x + 0.5).floor().to(torch.int8)
+    return (x + 0.5).floor().to(torch.int8)  # halves up as in the kernel; torch.round takes them to even
 
 
 def empty_like(x: Tensor) -> Tensor:
