@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from examples.data import small_plan, write_data
+from flows.graph import ROLES
 from flows.run import execute
 from flows.show.summary import render, summarise
 from tasks.mechanism.progress import console
@@ -23,9 +24,10 @@ def main(folder: Path) -> None:
     record = execute(plan.recipe, plan.execution, open_tracker(plan.execution))
     store = Store(plan.execution.home)
     console.print(render(summarise(store, record)))
-    model = ChatModel.load(artifact_of(store, record.run_id, "int8").path)
+    model = ChatModel.load(artifact_of(store, record.run_id, ROLES["served"]).path)
     question = {"role": "user", "content": "What is assert?"}
-    print("".join(model.stream([question], temperature=0.0, max_tokens=20)))
+    answer = "".join(model.stream([question], temperature=0.0, max_tokens=20))
+    print(f"{question['content']} {answer!r}")
 
 
 if __name__ == "__main__":

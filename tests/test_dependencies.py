@@ -28,7 +28,8 @@ def declared() -> dict[str, str]:
 def importers() -> dict[str, set[str]]:
     """Which files of the layers import each distribution, by its canonical name."""
     found: dict[str, set[str]] = {}
-    distributions = {"pynvml": ["nvidia-ml-py"], **packages_distributions()}  # of use beside a GPU only
+    # The first is of use beside a GPU only, the second is half of pydantic, which asks for exactly one version of it.
+    distributions = {**packages_distributions(), "pynvml": ["nvidia-ml-py"], "pydantic_core": ["pydantic"]}
     for path in SOURCES:
         for top in {module.split(".")[0] for module in imports(path)} - set(sys.stdlib_module_names) - set(LAYERS):
             names = [canonicalize_name(name) for name in distributions.get(top, [top])]

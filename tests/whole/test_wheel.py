@@ -32,7 +32,10 @@ from tests.helpers.up import stop, wait_for_servers
 
 pytestmark = pytest.mark.slow
 COMMANDS = readme.commands((ROOT / "README.md").read_text())
-STEPS = ("pretrain.steps=6", "sft.steps=4", "dpo.steps=4", "evaluate.answer_tokens=4", "execution.workers=1")
+STEPS = (
+    *("pretrain.batches.steps=6", "sft.batches.steps=4", "dpo.batches.steps=4"),
+    *("evaluate.answer_tokens=4", "execution.workers=1"),
+)
 NEED_THE_HUB = "HuggingFaceFW/"
 COMMAND_TIMEOUT_S = 1800  # a machine that others use; on two idle cores none takes two minutes
 
