@@ -35,6 +35,7 @@ _UNREADABLE = (
     *compression.CLIPPED,
     UnicodeError,
     ValueError,
+    # Of an encrypted member of a zip.
     RuntimeError,
     pa.ArrowException,
     tarfile.TarError,

@@ -69,6 +69,7 @@ def _row_groups(stream: BinaryIO, start: int, end: int) -> Iterator[Item]:
         for index in range(file.num_row_groups):
             group = file.metadata.row_group(index)
             column = group.column(0)
+            # A dictionary page stands before the data that it is for.
             begin = column.dictionary_page_offset or column.data_page_offset
             if start <= begin < end:
                 yield from table_rows(file.iter_batches(row_groups=[index]), row)

@@ -64,6 +64,7 @@ def read_tsv(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
 
 def _delimited(stream: BinaryIO, delimiter: str) -> Iterator[Item]:
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    # newline="", or line ends inside quoted fields would be changed.
     reader = csv.DictReader(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), delimiter=delimiter)
     for fields in reader:
         place = f"line {reader.line_num}"
