@@ -44,5 +44,6 @@ def question_entries(inputs: tuple[Path, ...], output: Path, config: ExchangesCo
 def read_exchanges(path: Path) -> Iterator[tuple[str, list[Exchange]]]:
     """(name, exchanges) of each documented object that `extract_exchanges` wrote."""
     rows = pq.read_table(path).to_pylist()
+    # Rows of one object are neighbours: they were written one after the other.
     for name, group in groupby(rows, key=lambda row: str(row["name"])):
         yield name, [Exchange(row["aspect"], row["question"], row["follow_up"], row["answer"]) for row in group]

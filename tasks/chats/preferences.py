@@ -69,6 +69,7 @@ def make_preferences(inputs: tuple[Path, ...], output: Path, cfg: PreferencesCon
         for exchange in found:
             if exchange.aspect not in _ASPECTS:
                 continue
+            # The object before it, mostly of the same module: what is true of that one is plausible here, and wrong.
             worse = rejected_answer(exchange, siblings.get(exchange.aspect))
             siblings[exchange.aspect] = exchange
             prompt = [{"role": "user", "content": exchange.question}]

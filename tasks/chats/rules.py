@@ -199,6 +199,7 @@ def _reference(entry: Entry, key: str) -> str:
 def purpose_of(entry: Entry, parsed: Docstring) -> str:
     """What the object is or does, as a sentence about it; "" where the documentation does not say so plainly."""
     said = sentence(parsed.summary)
+    # Such a summary only points elsewhere.
     if not said or said.split()[0] in ("See", "Same", "Like", "Alias", "Internal:", "Deprecated", "Like"):
         return ""
     name = f"`{object_name(entry)}`"

@@ -19,6 +19,7 @@ ISO_FORMAT = "%Y-%m-%d"
 _WIDTHS = {"%Y": 4, "%m": 2, "%d": 2}
 _WORD = "date"
 _BRACES = re.compile(r"(?P<head>[^{}]*)\{(?P<dates>[^{}:]*)(?::(?P<format>[^{}]*))?\}(?P<tail>[^{}]*)")
+# Braces around anything else are part of a name.
 _MENTIONS_DATES = re.compile(rf"\{{({_WORD}\b|\d{{4}}-|\.\.)")
 _DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 _EXPECTED = (
@@ -72,6 +73,7 @@ class DatedAddress:
     def root(self) -> str:
         """The folder that file names are relative to."""
         folder, slash, _ = self.head.rpartition("/")
+        # `/{date}` lies in /, `{date}` in the working folder.
         return folder or slash or "."
 
     @property
@@ -231,6 +233,7 @@ def missing(address: DatedAddress, existing: Sequence[date]) -> tuple[DateRange,
         return ()
     absent: set[date] = set()
     for dates in address.ranges:
+        # An open end reaches to the end of the calendar: what lies outside the folders that exist is not missing.
         first = within[0] if dates.first == date.min else dates.first
         last = within[-1] if dates.last == date.max else dates.last
         absent |= {day for day in _calendar(address, first, last) if address.includes(day)} - set(within)

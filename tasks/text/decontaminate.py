@@ -119,6 +119,7 @@ def ngrams_of(texts: pa.LargeStringArray, words: int) -> Ngrams:
     exact_length = np.diff(shingles(texts, words - 1).offsets) >= 2
     usable = ~shorter | exact_length
     mine = usable[owner]
+    # Of an n-gram in several texts the first is named: an overlap needs one witness.
     hashes, first = np.unique(found.values[mine], return_index=True)
     return Ngrams(hashes, owner[mine][first].astype(np.int64))
 
@@ -136,6 +137,7 @@ def match_shard(inputs: tuple[Path, ...], output: Path, cfg: DecontaminateConfig
     ngrams = ngrams_of(texts, cfg.ngram_words)
     keep = kept_rows(inputs[1], inputs[2:])
     documents = pq.read_table(inputs[1], columns=["doc_id", "text"]).filter(keep)
+    # Rows of the shard, as all attributes count them; `documents` is what is left of it.
     rows = np.flatnonzero(keep.to_numpy())
     # By hash, each hit confirmed word by word: one hash that collides would cost a document.
     found = matches(as_texts(documents["text"]), texts, ngrams.hashes, ngrams.text_of, cfg.ngram_words)
@@ -168,12 +170,14 @@ def decontaminate(
 
     benchmark = benchmark_texts(conversations, preferences, benchmarks)
     benchmark_path = run.scratch / "benchmark.parquet"
+    # As a file: a shard function sees nothing but files and its config, and its memo goes by their bytes.
     write_table(benchmark, benchmark_path)
     aligned = aligned_shards(documents, *judged.values())
     matched = [run.scratch / "matched" / paths[0].name for paths in aligned]
     jobs = [ShardJob((benchmark_path, *paths), path) for paths, path in zip(aligned, matched)]
     map_shards(run, match_shard, jobs, cfg)
     ngrams = ngrams_of(as_texts(benchmark["text"]), cfg.ngram_words)
+    # Over all shards: whether an n-gram is a common phrase cannot be told from one of them.
     leaks = _leaks(matched, len(ngrams.hashes), cfg.max_documents_per_ngram)
 
     totals: Counter[str] = Counter()

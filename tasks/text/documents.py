@@ -63,6 +63,7 @@ def aligned_shards(documents: Artifact, *judged: Artifact) -> list[tuple[Path, .
 
 def kept_rows(document_shard: Path, attributes: Sequence[Path]) -> pa.ChunkedArray:
     """One boolean per row of a document shard: whether every attribute shard keeps it."""
+    # From the footer: the text is not read for the number of its rows.
     rows = pq.read_metadata(document_shard).num_rows
     keep = pa.chunked_array([pa.array([True] * rows, pa.bool_())])
     for path in attributes:

@@ -193,6 +193,7 @@ def _rule(field: str) -> Rule:
 
 
 LANGUAGE_REASON, PII_REASON = "min_foreign_probability", "pii"
+# min_foreign_probability bounds no feature, though it begins like one.
 RULES: tuple[Rule, ...] = tuple(
     _rule(name) for name in FilterConfig.model_fields if name.startswith(("min_", "max_")) and name != LANGUAGE_REASON
 )

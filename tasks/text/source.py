@@ -81,6 +81,7 @@ def source_of_files(named: Iterable[tuple[str, Path]], cache: Path) -> Source:
     ordered = sorted(named)
     stats = [path.stat() for _, path in ordered]
     stamps = [list(file_stamp(status)) for status in stats]
+    # Size, mtime, ctime and inode: a file put in place of another may have its size and mtime.
     missing = [i for i, (_, path) in enumerate(ordered) if memo.get(str(path), [])[:-1] != stamps[i]]
     with ThreadPoolExecutor(HASHING_THREADS) as pool:
         for i, digest in zip(missing, pool.map(file_sha256, [ordered[i][1] for i in missing])):

@@ -76,6 +76,7 @@ def read_fates(corpus: JudgedCorpus) -> pa.Table:
         fate = pa.chunked_array([pa.array([""] * len(doc_ids), pa.string())])
         for name, path in zip(corpus.stages, attributes, strict=True):
             said = pq.read_table(path, columns=["keep", "reason"])
+            # The first to drop it, in pipeline order: the judges after it only say that it went before.
             dropped_here = pc.and_(pc.equal(fate, ""), pc.invert(said["keep"]))
             fate = pc.if_else(dropped_here, pc.binary_join_element_wise(name, said["reason"], ": "), fate)
         parts.append(pa.table({"doc_id": doc_ids, "fate": fate}))

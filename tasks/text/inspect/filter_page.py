@@ -28,11 +28,13 @@ def render_filter_page(documents: Artifact, filtered: Artifact, cfg: FilterConfi
     """
     features = all_features(documents, filtered)
     dropped = pc.not_equal(features["reason"], "")
+    # Half of each kind: at 1 % dropped, a plain sample of 4,000 would show 40 of what the page is about.
     half = most_documents // 2
     parts, weights = [], []
     for group in (features.filter(dropped), features.filter(pc.invert(dropped))):
         part = group.take(pc.sort_indices(group["doc_id"])[: max(half, most_documents - _count(features, dropped))])
         parts.append(part)
+        # Each stands for its share of the group, so that the counts on the page are of all documents.
         weights += [len(group) / max(len(part), 1)] * len(part)
     data = _page_data(documents, pa.concat_tables(parts), weights, cfg)
     # A text with `</script>` in it would end the script that holds it.

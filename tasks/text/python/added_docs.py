@@ -63,6 +63,8 @@ def _added(call: ast.Call, function: str, target: str, module: str, known: dict[
     elif target:
         name = f"{module}.{target}"
     else:
+        # PyTorch gives the object (`torch.abs`), NumPy a private module and a name: then the public one of this file
+        # counts.
         dotted = names[0] if len(names) == 1 and "." in names[0] else f"{module}.{names[-1]}"
         name = dotted + member
     if any(part.startswith("_") for part in name.split(".")):

@@ -95,6 +95,7 @@ def _sections(lines: list[str]) -> dict[str, list[str]]:
             skip = False
         elif line.strip() and _UNDERLINE.match(following) and not line.startswith(" "):
             title, skip = _section_name(line), True
+        # At first only a known title: any other line that ends in a colon is prose.
         elif google and (title or _section_name(google[1]) in _GOOGLE_SECTIONS):
             title = _section_name(google[1])
         elif title == "" and line.startswith((":param", ":return", ":raise", ":type", ":rtype", ">>>", ".. ")):
@@ -154,7 +155,7 @@ def _returns(lines: list[str]) -> str:
         return plain(" ".join(filled[1:]))
     text = plain(" ".join(filled))
     head, colon, rest = text.partition(": ")
-    return rest if colon and len(head) < 60 and rest else text
+    return rest if colon and len(head) < 60 and rest else text  # longer before the colon, it is a sentence and no type
 
 
 def _add_sphinx_fields(found: Docstring, lines: list[str]) -> None:

@@ -98,7 +98,7 @@ def module_name(relative: str) -> str:
     """The public dotted name of a module: private parts left out, as users import from the package around them."""
     parts = relative.removesuffix(".py").removeprefix("python/").split("/")
     public = [part for part in parts if not part.startswith("_")]
-    return ".".join(public or [parts[0]])
+    return ".".join(public or [parts[0]])  # a private module on top keeps its name
 
 
 def read_entries(source: str, relative: str) -> list[Entry]:
@@ -107,6 +107,7 @@ def read_entries(source: str, relative: str) -> list[Entry]:
     Raises:
         SyntaxError: it is not Python of this version.
     """
+    # Parsing is what costs here, and without triple quotes there is no docstring worth it.
     if '"""' not in source and "'''" not in source:
         return []
     with warnings.catch_warnings():
@@ -140,6 +141,7 @@ def _definitions(body: list[ast.stmt]) -> Iterator[_Function | ast.ClassDef]:
 def _class(node: ast.ClassDef, scope: str) -> list[Entry]:
     name = f"{scope}.{node.name}"
     members = list(_definitions(node.body))
+    # Private by its name, but its parameters are those of the class.
     initializer = next((m for m in node.body if isinstance(m, _Function) and m.name == "__init__"), None)
     doc = _docstring(node)
     entries = []
@@ -172,6 +174,7 @@ def _signature(node: _Function) -> str:
     """The parameters as a reader wants them: names and defaults, no `self`, no annotations."""
     arguments = node.args
     positional = [*arguments.posonlyargs, *arguments.args]
+    # ast gives the defaults of the last parameters alone.
     defaults = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
     parts = [_parameter(argument.arg, default) for argument, default in zip(positional, defaults)]
     if parts and parts[0] in ("self", "cls"):
@@ -198,6 +201,7 @@ def _topics(tree: ast.Module) -> Iterator[Entry]:
     """The help topics: the one dictionary of `pydoc_data/topics.py`."""
     for node in tree.body:
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+            # literal_eval: nothing of the file is run.
             topics: Mapping[str, str] = ast.literal_eval(node.value)
             for name, text in topics.items():
                 yield Entry("topic", name, "", clean(text), node.lineno)

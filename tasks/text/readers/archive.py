@@ -17,6 +17,7 @@ ReadMember = Callable[[BinaryIO, str], Iterator[Item]]
 def read_zip(stream: BinaryIO, read_member: ReadMember) -> Iterator[Item]:
     """The records of all members, in the order of their names; a damaged or encrypted one costs itself alone."""
     with zipfile.ZipFile(stream) as archive:
+        # A zip's directory may list them in any order; a tar can only be read as it lies.
         for member in sorted(archive.infolist(), key=lambda info: info.filename):
             if not member.is_dir():
                 load = partial(archive.read, member)
