@@ -181,7 +181,9 @@ def _read_preset(preset: str) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"The recipe {path} is not UTF-8 ({error}). Save it as UTF-8.") from error
+        raise ValueError(
+            f"The recipe {path} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
     raw = _parse_yaml(text, f"The recipe {path}")
     if not isinstance(raw, dict):
         raise ValueError(f"The recipe {path} holds {type(raw).__name__}, expected sections such as `pretrain:`.")

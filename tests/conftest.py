@@ -32,6 +32,7 @@ TESTS = Path(__file__).parent
 FAST = (
     "test_",
     "chats/",
+    "cli/",
     "corpus/",
     "evaluation/test_gate",
     "evaluation/test_plots",

@@ -2,16 +2,25 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from flows.fields import shorten
 
 HIGHEST_PORT = 65535
+LONGEST_MESSAGE = 800
 MOST = 1_000_000
 """Samples, tokens or runs: more than anybody reads, has or keeps, and few enough for whatever counts them."""
 
 
-class VerbParser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Ends a mistake in a message of a paragraph, however long what was typed."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and the message, and leave."""
+        super().error(message if len(message) <= LONGEST_MESSAGE else f"{message[:LONGEST_MESSAGE]}...")
+
+
+class VerbParser(Parser):
     """Takes options between the arguments of a verb too: `inspect filter --samples 5 RUN`, as one does after a look.
 
     By itself argparse takes an argument that may be left out as left out where an option follows the one before it.

@@ -4,19 +4,21 @@ import argparse
 import atexit
 import gc
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from flows.cli import text_verbs, verbs
-from flows.cli.arguments import HIGHEST_PORT, MOST, VerbParser, number, whole
+from flows.cli.arguments import HIGHEST_PORT, MOST, Parser, VerbParser, number, whole
 from flows.fields import shorten, shown
 from flows.recipe import preset_names
 from model.quantization.formats import GGUF_FILE_TYPES
 from tasks.mechanism.progress import console
 
 EXIT_USER_ERROR = 2  # argparse's own
+LONGEST_WORD = 400  # characters: paths as they occur stay whole, so that they can be copied
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 YOUNG_OBJECTS = 10_000
 """Made before Python looks among them for garbage; its own 700 makes it look often while 330,000 come to stay."""
@@ -54,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _paragraph(error: ValueError | OSError) -> str:
     """What a person reads of an error: of one of the system's, which file or address it is about."""
     if isinstance(error, ValueError) or not error.strerror:
-        return str(error)
+        return re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: shorten(word[0]), str(error))
     names = " and ".join(shorten(str(name)) for name in (error.filename, error.filename2) if name is not None)
     return (
         f"{names or 'The system'}: {error.strerror}. Check that the path is the one you mean and that you may read "
@@ -74,7 +76,7 @@ def _refuse_what_is_no_text(parser: argparse.ArgumentParser, arguments: Sequence
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="bessemer", description="Raw text in, a chat model out.")
+    parser = Parser(prog="bessemer", description="Raw text in, a chat model out.")
     adder = parser.add_subparsers(
         title="verbs", required=True, dest="verb_name", metavar="VERB", parser_class=VerbParser
     )

@@ -154,7 +154,12 @@ class Store:
         Raises:
             ValueError: the folder was written by a newer or an older version, or cannot be written.
         """
-        self.home = home.resolve()
+        try:
+            self.home = home.resolve()
+        except (ValueError, RuntimeError) as error:  # a NUL in its name; links that lead to themselves
+            raise ValueError(
+                f"The home folder {str(home)!r} cannot be found: {error}. Choose another with --home."
+            ) from error
         self.objects = self.home / "objects"
         self.keys = self.home / "keys"
         self._check_format()

@@ -70,8 +70,18 @@ def absolute(spec: str) -> str:
     """The same source for a process that works in another folder."""
     if spec == PYTHON_DOCS or "://" in spec:
         return spec
-    path = Path(spec).expanduser()
+    path = _local_path(spec)
     return str(Path.cwd() / path) if path.exists() or has_magic(spec) or parse_dated(spec) else spec
+
+
+def _local_path(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        user = text.partition("/")[0]
+        raise ValueError(
+            f"{text}: there is no user {user}. Check the path; ./{user} is a folder of this name."
+        ) from error
 
 
 def source_of_files(named: Iterable[tuple[str, Path]], cache: Path) -> Source:
@@ -109,7 +119,7 @@ def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
         return _dated_files(dated, cache)
     if "://" in spec:
         return _readable(download_files(spec, cache / "remote"))
-    path = Path(spec).expanduser()
+    path = _local_path(spec)
     if path.is_file():
         if not is_readable(path.name):
             raise ValueError(
@@ -158,7 +168,7 @@ def _dated_files(address: DatedAddress, cache: Path) -> list[tuple[str, Path]]:
     """Names are relative to the folder that holds the dates, as if all of it had been asked for."""
     if "://" in address.root:
         return _readable(download_files(address.root, cache / "remote", address.includes_file))
-    root = Path(address.root).expanduser()
+    root = _local_path(address.root)
     if not root.is_dir():
         raise ValueError(f"{address}: there is no such folder as {root} (looked in {Path.cwd()}). Check the path.")
     return [(name, path) for name, path in _folder_files(root.resolve()) if address.includes_file(name)]
@@ -168,7 +178,10 @@ def _glob_files(pattern: Path) -> list[tuple[str, Path]]:
     """Files that match; their names are relative to the part of the pattern without wildcards."""
     fixed = next(i for i, part in enumerate(pattern.parts) if has_magic(part))
     root = Path(*pattern.parts[:fixed]).resolve()
-    matches = root.glob(str(Path(*pattern.parts[fixed:])))
+    try:
+        matches = list(root.glob(str(Path(*pattern.parts[fixed:]))))
+    except ValueError as error:
+        raise ValueError(f"{pattern}: not a glob ({error}). Write folders at any depth as folder/**/*.txt.") from error
     return _readable([(match.relative_to(root).as_posix(), match) for match in matches if match.is_file()])
 
 

@@ -48,6 +48,11 @@ def test_every_depth_is_a_valid_recipe(depth: int) -> None:
         (["dpo.bta=0.2"], r"dpo\.bta is not a field.*Did you mean dpo\.beta\?"),
         (["beta=0.2"], r"beta is not a field.*Did you mean dpo\.beta\?"),
         (["dpo.beta=-1"], r"dpo\.beta = -1.*greater than"),
+        (["dpo.beta=-1"], r"It must be more than 0 and at most 10\."),
+        (["pretrain.model.num_layers=0"], r"decoder layers\. It must be at least 1 and at most 256\."),
+        (["pretrain.optimizer.betas=[2, 0.9]"], r"betas\.0 = 2: .*first and second moment.*It must be at least 0\."),
+        (["start=3"], r"start = 3: input should be 'scratch' or 'champion'"),
+        (["name=3"], r"name = 3: .* of the pattern \^\[A-Za-z0-9\]"),
         (["dpo.beta=much"], r"dpo\.beta = 'much'.*number"),
         (
             ["sft.batches.sequence_length=1024"],
