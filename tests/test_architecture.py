@@ -9,6 +9,7 @@ import pytest
 
 from flows.graph import forms
 from flows.recipe import Recipe
+from model.quantization.formats import FORMATS
 from tasks.evaluation.evaluate import evaluation_label
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -158,7 +159,7 @@ def test_the_forms_of_a_model_are_named_in_the_graph_alone(path: Path) -> None:
     layer = module_name(path).split(".")[0]
     # `int8` is also a number format, which the mathematics and the stages of training and quantization speak of.
     if layer == "model" or room(module_name(path)) in ("train", "models"):
-        names.remove("int8")
+        names -= set(FORMATS)
     found = [f"line {line}: {text!r}" for line, text in strings_outside_stage_declarations(path) if text in names]
     assert not found, f"walk over flows.graph.forms, or over a run's record, instead of naming a form: {found}"
 
