@@ -20,6 +20,7 @@ from tasks.mechanism.shards import Counts, ShardFunction, ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun
 from tasks.text.bad_records import ErrorRecord, check_bad_share, lost, read_errors, write_errors
 from tasks.text.documents import write_table
+from tasks.text.folders import in_words
 from tasks.text.python.entries import is_python, write_listing
 from tasks.text.readers import read_file
 from tasks.text.readers.records import Bad, Row
@@ -87,6 +88,8 @@ def write_examples(
     Raises:
         ValueError: too many records in no known layout, or fewer than two examples.
     """
+    if source.passed_over:
+        run.say(f"files passed over: {in_words(source.passed_over)}; the first: {source.passed_over[0].name}")
     python_jobs, file_jobs = _jobs(run, source)
     map_shards(run, make, python_jobs, cfg)
     counts = map_shards(run, read, file_jobs, cfg)

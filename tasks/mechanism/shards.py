@@ -71,7 +71,8 @@ def _memo_path(
         "function": f"{function.__module__}.{function.__qualname__}",
         "code": code_digest(function.__module__),
         "config": config.model_dump(mode="json"),
-        "inputs": [[path.name, digests[path]] for path in job.inputs],
+        # A file name need not be UTF-8; a name that is stays as it is.
+        "inputs": [[path.name.encode("utf-8", "backslashreplace").decode(), digests[path]] for path in job.inputs],
     }
     key = hashlib.sha256(canonical_json(identity)).hexdigest()
     return run.store.home / "memo" / function.__name__ / key

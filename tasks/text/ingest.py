@@ -21,6 +21,7 @@ from tasks.mechanism.shards import ShardJob, map_shards
 from tasks.mechanism.stage import StageConfig, StageRun, stage
 from tasks.text.bad_records import ErrorRecord, check_bad_share, errors_metadata, lost, read_errors, write_errors
 from tasks.text.documents import DOCUMENT_SCHEMA, ROW_GROUP_ROWS
+from tasks.text.folders import in_words
 from tasks.text.python.entries import extract_entries, is_python, read_entry_files, write_listing
 from tasks.text.python.pydocs import group_documents
 from tasks.text.readers import read_file
@@ -55,7 +56,10 @@ class IngestConfig(StageConfig):
         16.0, ge=0.01, le=4096, description="Input that a shard takes on average; 64 to 256 for large corpora."
     )
     max_bad_share: float = Field(
-        0.01, ge=0, le=1, description="Share of records that may be unreadable before the run stops."
+        0.01, ge=0, le=1, description="Share of records or bytes that may be unreadable before the run stops."
+    )
+    max_passed_over_share: float = Field(
+        0.9, ge=0, le=1, description="Share of bytes in files of unknown kinds before the run stops."
     )
 
 
@@ -64,8 +68,9 @@ def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     """Write `shards/*.parquet` and `errors.jsonl`.
 
     Raises:
-        ValueError: too many unreadable records, or no document at all.
+        ValueError: too much that cannot be read or is passed over, or no document at all.
     """
+    check_passed_over(run, corpus, cfg.max_passed_over_share)
     jobs = jobs_of(run, cfg, corpus)
     counts = [
         *map_shards(run, documents_of_entries, jobs.entries, cfg),
@@ -87,6 +92,26 @@ def ingest(run: StageRun, cfg: IngestConfig, corpus: Source) -> None:
     run.metric("documents", documents)
     run.metric("text_bytes", sum(count["text_bytes"] for count in counts))
     run.metric("empty_records", sum(count["empty_records"] for count in counts))
+
+
+def check_passed_over(run: StageRun, corpus: Source, most: float) -> None:
+    """Say which files are not read.
+
+    Raises:
+        ValueError: they hold more than the share `most` of all bytes.
+    """
+    passed = sum(file.bytes for file in corpus.passed_over)
+    run.metric("passed_over_files", len(corpus.passed_over))
+    run.metric("passed_over_bytes", passed)
+    if not corpus.passed_over:
+        return
+    run.say(f"files passed over: {in_words(corpus.passed_over)}; the first: {corpus.passed_over[0].name}")
+    share = passed / max(passed + corpus.size_bytes, 1)
+    if share > most:
+        raise ValueError(
+            f"{share:.1%} of the bytes are in files that are not read: {in_words(corpus.passed_over)}; allowed is "
+            f"{most:.1%}. Point --corpus at the texts, or raise ingest.max_passed_over_share."
+        )
 
 
 @dataclass(frozen=True)

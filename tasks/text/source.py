@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import date
@@ -16,9 +16,11 @@ import xxhash
 from tasks.mechanism.identity import canonical_json
 from tasks.mechanism.store import file_sha256, file_stamp, write_atomically
 from tasks.text.dated import DatedAddress, parse_dated
+from tasks.text.folders import UNKNOWN_ENDING, Found, PassedOver, in_words, readable_of, unreadable, walk
 from tasks.text.python.pydocs import library_files
 from tasks.text.readers import is_readable, known_endings
 from tasks.text.readers.hub import download_dataset, parse_dataset_spec
+from tasks.text.readers.records import printable
 from tasks.text.readers.remote import download_files, list_remote
 
 PYTHON_DOCS = "python-docs"
@@ -41,10 +43,11 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Source:
-    """Files in the order of their names; `digest` covers names and content."""
+    """Files in the order of their names; `digest` covers names and content, and what was passed over."""
 
     digest: str
     files: tuple[SourceFile, ...]
+    passed_over: tuple[PassedOver, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -60,10 +63,14 @@ def resolve_source(spec: str, cache: Path) -> Source:
     Raises:
         ValueError: nothing is there, or nothing in it can be read.
     """
-    named = _named_files(spec, cache)
-    if not named:
-        raise ValueError(f"{spec}: found no file that can be read. Expected {known_endings()}.")
-    return source_of_files(named, cache)
+    try:
+        found = _named_files(spec, cache)
+    except PermissionError as error:
+        raise ValueError(f"{unreadable(error)}. Let this user read it, or take it out of the source.") from error
+    if not found.named:
+        passed = f" Passed over: {in_words(found.passed_over)}." if found.passed_over else ""
+        raise ValueError(f"{spec}: found no file that can be read. Expected {known_endings()}.{passed}")
+    return source_of_files(found.named, cache, found.passed_over)
 
 
 def absolute(spec: str) -> str:
@@ -84,24 +91,33 @@ def _local_path(text: str) -> Path:
         ) from error
 
 
-def source_of_files(named: Iterable[tuple[str, Path]], cache: Path) -> Source:
-    """A source of these (name, path) pairs, hashed; hashes are remembered by path and stamp."""
+def source_of_files(named: Iterable[tuple[str, Path]], cache: Path, passed_over: tuple[PassedOver, ...] = ()) -> Source:
+    """A source of these (name, path) pairs, hashed; hashes are remembered by path and stamp.
+
+    Raises:
+        ValueError: a file cannot be opened.
+    """
     memo_path = cache / "hashes.json"
     memo: dict[str, list[int | str]] = _read_memo(memo_path)
     ordered = sorted(named)
-    stats = [path.stat() for _, path in ordered]
-    stamps = [list(file_stamp(status)) for status in stats]
-    # Size, mtime, ctime and inode: a file put in place of another may have its size and mtime.
-    missing = [i for i, (_, path) in enumerate(ordered) if memo.get(str(path), [])[:-1] != stamps[i]]
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
-        for i, digest in zip(missing, pool.map(file_sha256, [ordered[i][1] for i in missing])):
-            memo[str(ordered[i][1])] = [*stamps[i], digest]
+    try:
+        stats = [path.stat() for _, path in ordered]
+        stamps = [list(file_stamp(status)) for status in stats]
+        # Size, mtime, ctime and inode: a file put in place of another may have its size and mtime.
+        missing = [i for i, (_, path) in enumerate(ordered) if memo.get(printable(str(path)), [])[:-1] != stamps[i]]
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            for i, digest in zip(missing, pool.map(file_sha256, [ordered[i][1] for i in missing])):
+                memo[printable(str(ordered[i][1]))] = [*stamps[i], digest]
+    except OSError as error:
+        raise ValueError(f"{unreadable(error)}. Let this user read it, or take it out of the source.") from error
     if missing:
         write_atomically(memo_path, json.dumps(memo).encode())
     files = tuple(
-        SourceFile(name, path, status.st_size, str(memo[str(path)][-1])) for (name, path), status in zip(ordered, stats)
+        SourceFile(printable(name), path, status.st_size, str(memo[printable(str(path))][-1]))
+        for (name, path), status in zip(ordered, stats)
     )
-    return Source(hashlib.sha256(canonical_json([[f.name, f.sha256] for f in files])).hexdigest(), files)
+    identity = [[f.name, f.sha256] for f in files] + [[p.name, p.reason, p.bytes] for p in passed_over]
+    return Source(hashlib.sha256(canonical_json(identity)).hexdigest(), files, passed_over)
 
 
 def _read_memo(path: Path) -> dict[str, list[int | str]]:
@@ -111,23 +127,23 @@ def _read_memo(path: Path) -> dict[str, list[int | str]]:
         return {}  # absent or torn: hash again
 
 
-def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
+def _named_files(spec: str, cache: Path) -> Found:
     if spec == PYTHON_DOCS:
-        return list(library_files())
+        return Found(list(library_files()))
     dated = parse_dated(spec)
     if dated:
         return _dated_files(dated, cache)
     if "://" in spec:
-        return _readable(download_files(spec, cache / "remote"))
+        return _remote_files(spec, cache)
     path = _local_path(spec)
     if path.is_file():
         if not is_readable(path.name):
             raise ValueError(
                 f"{spec}: files that end in {path.suffix or 'nothing'} cannot be read. Expected {known_endings()}."
             )
-        return [(path.name, path.resolve())]
+        return Found([(path.name, path.resolve())])
     if path.is_dir():
-        return _folder_files(path.resolve())
+        return readable_of(walk(path.resolve()))
     if has_magic(spec):
         return _glob_files(path)
     dataset = parse_dataset_spec(spec)
@@ -136,7 +152,17 @@ def _named_files(spec: str, cache: Path) -> list[tuple[str, Path]]:
             f"{spec}: there is no such file or folder, and it is not the form of a hub data set (org/name). Check the "
             f"path (looked in {Path.cwd()}), or use `{PYTHON_DOCS}` for the embedded corpus."
         )
-    return download_dataset(dataset, cache / "hub")
+    return Found(download_dataset(dataset, cache / "hub"))
+
+
+def _remote_files(spec: str, cache: Path, wanted: Callable[[str], bool] = lambda name: True) -> Found:
+    """What can be read at an fsspec address; the rest is listed and not copied."""
+    remote = list_remote(spec, cache / "remote", wanted)
+    passed = [
+        PassedOver(printable(file.name), file.bytes, UNKNOWN_ENDING) for file in remote if not is_readable(file.name)
+    ]
+    named = download_files(spec, cache / "remote", lambda name: wanted(name) and is_readable(name))
+    return Found(named, tuple(sorted(passed)))
 
 
 @dataclass(frozen=True)
@@ -159,22 +185,22 @@ def list_dated(address: DatedAddress, cache: Path) -> list[DatedFile]:
         remote = list_remote(address.root, cache / "remote", address.includes_file)
         found = [(file.name, file.path, file.bytes) for file in remote if is_readable(file.name)]
     else:
-        found = [(name, path, path.stat().st_size) for name, path in _dated_files(address, cache)]
+        found = [(name, path, path.stat().st_size) for name, path in _dated_files(address, cache).named]
     days = [(address.day_of(name), name, path, size) for name, path, size in sorted(found)]
     return [DatedFile(day, name, path, size) for day, name, path, size in days if day]
 
 
-def _dated_files(address: DatedAddress, cache: Path) -> list[tuple[str, Path]]:
+def _dated_files(address: DatedAddress, cache: Path) -> Found:
     """Names are relative to the folder that holds the dates, as if all of it had been asked for."""
     if "://" in address.root:
-        return _readable(download_files(address.root, cache / "remote", address.includes_file))
+        return _remote_files(address.root, cache, address.includes_file)
     root = _local_path(address.root)
     if not root.is_dir():
         raise ValueError(f"{address}: there is no such folder as {root} (looked in {Path.cwd()}). Check the path.")
-    return [(name, path) for name, path in _folder_files(root.resolve()) if address.includes_file(name)]
+    return readable_of((name, path) for name, path in walk(root.resolve()) if address.includes_file(name))
 
 
-def _glob_files(pattern: Path) -> list[tuple[str, Path]]:
+def _glob_files(pattern: Path) -> Found:
     """Files that match; their names are relative to the part of the pattern without wildcards."""
     fixed = next(i for i, part in enumerate(pattern.parts) if has_magic(part))
     root = Path(*pattern.parts[:fixed]).resolve()
@@ -182,16 +208,7 @@ def _glob_files(pattern: Path) -> list[tuple[str, Path]]:
         matches = list(root.glob(str(Path(*pattern.parts[fixed:]))))
     except ValueError as error:
         raise ValueError(f"{pattern}: not a glob ({error}). Write folders at any depth as folder/**/*.txt.") from error
-    return _readable([(match.relative_to(root).as_posix(), match) for match in matches if match.is_file()])
-
-
-def _folder_files(folder: Path) -> list[tuple[str, Path]]:
-    found = [(path.relative_to(folder).as_posix(), path) for path in folder.rglob("*") if path.is_file()]
-    return _readable([(name, path) for name, path in found if not any(p.startswith(".") for p in name.split("/"))])
-
-
-def _readable(named: list[tuple[str, Path]]) -> list[tuple[str, Path]]:
-    return [(name, path) for name, path in named if is_readable(name)]
+    return readable_of((match.relative_to(root).as_posix(), match) for match in matches if match.is_file())
 
 
 def group_files(files: Iterable[SourceFile], group_bytes: int) -> list[list[SourceFile]]:

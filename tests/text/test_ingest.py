@@ -2,8 +2,10 @@
 
 import gzip
 import json
+import os
 import random
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -223,3 +225,65 @@ def test_long_files_are_written_in_row_groups(tmp_path: Path, execution: Executi
     artifact, metrics = run(folder, execution)
     (shard,) = document_shards(artifact)
     assert metrics["documents"] == 10_001 and pq.ParquetFile(shard).num_row_groups == 2
+
+
+def everything(folder: Path) -> None:
+    """Each format, whole and damaged, with links, odd names and files of unknown kinds."""
+    (folder / "deep").mkdir(parents=True)
+    table = pa.table(
+        {"text": [f"parquet {i}" for i in range(40)], "far": pa.array([4 * 10**14] * 40, pa.timestamp("ms"))}
+    )
+    pq.write_table(table, folder / "a.parquet", row_group_size=10, compression="none", use_dictionary=False)
+    offset = pq.read_metadata(folder / "a.parquet").row_group(2).column(0).data_page_offset
+    raw = bytearray((folder / "a.parquet").read_bytes())
+    raw[offset : offset + 40] = bytes(40)
+    (folder / "a.parquet").write_bytes(raw)
+    (folder / "b.csv").write_bytes(b"text\ncsv 1\ncsv \xe9\ncsv 3\n")
+    (folder / "c.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "jsonl 1", "x": NaN}\n{"text": \n{"text": "jsonl 3"}\n')
+    (folder / "d.txt").write_bytes("utf-16".encode("utf-16"))
+    (folder / "e.txt").write_bytes(b"It\x92s not")
+    with zipfile.ZipFile(folder / "f.zip", "w") as archive:
+        for name in ("a.txt", "b.txt", "c.txt"):
+            archive.writestr(name, f"zip {name}")
+    whole = (folder / "f.zip").read_bytes()
+    (folder / "f.zip").write_bytes(whole.replace(b"zip b.txt", b"zap b.txt"))
+    (folder / "deep" / "g.bin").write_bytes(bytes(1000))
+    (folder / "h").symlink_to(folder / "deep")
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.md")).write_text("odd name")
+
+
+def test_a_folder_of_everything(tmp_path: Path, execution: Execution) -> None:
+    everything(tmp_path / "corpus")
+    artifact, metrics = run(tmp_path / "corpus", execution, max_bad_share=0.9)
+    assert {row["text"] for row in rows(artifact)} == {
+        *(f"parquet {i}" for i in range(40) if i // 10 != 2),
+        *("csv 1", "csv 3", "jsonl 1", "jsonl 3", "utf-16", "zip a.txt", "zip c.txt", "odd name"),
+    }
+    lost = {(e["file"], e["place"]): (e["records"], e["bytes"]) for e in map(dict[str, Any], errors(artifact))}
+    assert lost.keys() == {
+        ("a.parquet", "rows 21 to 30"),
+        ("b.csv", "line 3"),
+        ("c.jsonl", "line 2"),
+        ("e.txt", "byte 2"),
+        ("f.zip", "b.txt"),
+    }
+    assert lost["a.parquet", "rows 21 to 30"][0] == 10 and lost["a.parquet", "rows 21 to 30"][1] > 100
+    assert lost["f.zip", "b.txt"] == (1, 9)
+    assert metrics["bad_records"] == 14 and metrics["lost_bytes"] == sum(size for _, size in lost.values())
+    assert (metrics["passed_over_files"], metrics["passed_over_bytes"]) == (2, 2000), (
+        "g.bin, and again through the link"
+    )
+    with pytest.raises(
+        ValueError, match=r"of the bytes are in files that are not read: 2 \(unknown ending .bin, 2,000"
+    ):
+        run(tmp_path / "corpus", execution, max_bad_share=0.9, max_passed_over_share=0.2)
+
+
+def test_a_lost_file_does_not_pass_as_one_bad_record(tmp_path: Path, execution: Execution) -> None:
+    folder = make_corpus(tmp_path / "corpus", files=40)
+    pq.write_table(pa.table({"text": [f"{i} {i * i}" for i in range(9000)]}), folder / "z.parquet")
+    (folder / "z.parquet").write_bytes((folder / "z.parquet").read_bytes()[:-100])
+    with pytest.raises(
+        ValueError, match=r"^z.parquet: cannot be read: .*bytes cannot be read \([2-6]\d\.\d%\); allowed"
+    ):
+        run(folder, execution, max_bad_share=0.1)

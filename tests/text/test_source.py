@@ -3,6 +3,8 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import fsspec
@@ -10,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.text.folders import PassedOver, in_words
 from tasks.text.readers.hub import DatasetSpec, download_dataset, parse_dataset_spec
 from tasks.text.source import Source, SourceFile, group_files, group_name, resolve_source, source_name, source_of_files
 
@@ -73,6 +76,73 @@ def test_a_file_put_in_place_of_another_of_equal_size_and_times_is_read(tmp_path
     before = resolve_source(str(folder), tmp_path / "cache").digest
     (tmp_path / "new.txt").replace(folder / "a.txt")
     assert resolve_source(str(folder), tmp_path / "cache").digest != before
+
+
+def test_links_to_folders_are_followed_and_loops_end(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "data")
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "deep" / "c.txt").write_text("C")
+    (folder / "linked").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "up").symlink_to(folder)
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "elsewhere")
+    (folder / "sub" / "gone.txt").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "pipe.txt")
+    found = resolve_source(str(folder), tmp_path / "cache")
+    assert names(found) == ["b.txt", "linked/deep/c.txt", "sub/a.md"]
+    assert found.passed_over == (
+        PassedOver("picture.png", 2, "unknown ending"),
+        PassedOver("pipe.txt", 0, "a device or a pipe"),
+        PassedOver("sub/gone.txt", 0, "a link that leads nowhere"),
+    )
+    assert "1 (unknown ending .png, 2 bytes)" in in_words(found.passed_over)
+
+
+def test_what_is_passed_over_is_part_of_the_identity(tmp_path: Path) -> None:
+    """So that a manifest never tells of other files than were there."""
+    folder = make_folder(tmp_path / "data")
+    before = resolve_source(str(folder), tmp_path / "cache").digest
+    (folder / "notes.docx").write_bytes(b"notes")
+    assert resolve_source(str(folder), tmp_path / "cache").digest != before
+
+
+def test_names_that_are_no_utf8_are_read(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9.txt")).write_text("coffee")
+    for _ in range(2):  # the second time from the remembered hashes
+        (file,) = resolve_source(str(folder), tmp_path / "cache").files
+        assert file.name == "caf\\udce9.txt" and file.path.read_text() == "coffee"
+
+
+def test_a_data_set_that_was_saved_is_its_tables(tmp_path: Path) -> None:
+    import datasets
+
+    saved = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a", "b"]})})
+    saved.save_to_disk(str(tmp_path / "data"))
+    found = resolve_source(str(tmp_path / "data"), tmp_path / "cache")
+    assert names(found) == ["train/data-00000-of-00001.arrow"]
+    assert {file.name for file in found.passed_over} == {
+        "dataset_dict.json", "train/dataset_info.json", "train/state.json"
+    }  # fmt: skip
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "state.json").write_text('{"text": "mine"}')
+    assert names(resolve_source(str(tmp_path / "own"), tmp_path / "cache")) == ["state.json"]
+
+
+@pytest.mark.parametrize("path", ["data/sub", "data/sub/a.md", "data"])
+def test_what_cannot_be_opened_is_named(tmp_path: Path, path: str) -> None:
+    """In a process without the right of root to read everything."""
+    make_folder(tmp_path / "data")
+    (tmp_path / path).chmod(0)
+    code = (
+        "import sys; from pathlib import Path; from tasks.text.source import resolve_source\n"
+        "try: resolve_source(sys.argv[1], Path(sys.argv[2]))\nexcept ValueError as error: print(error)"
+    )
+    drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-dac_override,-dac_read_search"]
+    command = [*(drop if os.getuid() == 0 else []), sys.executable, "-c", code, str(tmp_path / "data"), str(tmp_path)]
+    found = subprocess.run(command, capture_output=True, text=True)
+    (tmp_path / path).chmod(0o755)
+    assert f"{tmp_path / path}: cannot be read (Permission denied)" in found.stdout, found.stderr
 
 
 @pytest.mark.parametrize(

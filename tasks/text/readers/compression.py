@@ -7,12 +7,14 @@ import lzma
 import os
 import shutil
 from subprocess import DEVNULL, PIPE, Popen
-from typing import BinaryIO, cast
+from typing import TYPE_CHECKING, BinaryIO, cast
 
 import pyarrow as pa
-from typing_extensions import Buffer
 
 from tasks.text.readers.records import read_whole
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz")
 _MOST_WINDOW_BITS = 27
@@ -68,7 +70,7 @@ class _LongWindow(io.RawIOBase):
         """Yes."""
         return True
 
-    def readinto(self, buffer: Buffer) -> int:
+    def readinto(self, buffer: "WriteableBuffer") -> int:
         """The next bytes; OSError where zstd fails."""
         assert self._process.stdout is not None
         view = memoryview(buffer)
