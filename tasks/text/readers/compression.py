@@ -7,14 +7,11 @@ import lzma
 import os
 import shutil
 from subprocess import DEVNULL, PIPE, Popen
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 
 from tasks.text.readers.records import read_whole
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
 
 ENDINGS = (".gz", ".zst", ".bz2", ".xz")
 _MOST_WINDOW_BITS = 27
@@ -70,7 +67,7 @@ class _LongWindow(io.RawIOBase):
         """Yes."""
         return True
 
-    def readinto(self, buffer: "WriteableBuffer") -> int:
+    def readinto(self, buffer: Any) -> int:
         """The next bytes; OSError where zstd fails."""
         assert self._process.stdout is not None
         view = memoryview(buffer)

@@ -4,14 +4,14 @@ import re
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from tasks.text.readers.records import Bad, HtmlExtractor, Item, Text
+from tasks.text.readers.records import Bad, Item, Text, Wanted
 from tasks.text.readers.text import not_utf8
 
 _TIMES = re.compile(r"\d+:\d\d:\d\d,\d{3} --> \d+:\d\d:\d\d,\d{3}")
 _MARKUP = re.compile(r"</?[ibu]>")
 
 
-def read_srt(stream: BinaryIO, extractor: HtmlExtractor) -> Iterator[Item]:
+def read_srt(stream: BinaryIO, wanted: Wanted) -> Iterator[Item]:
     """A line for each subtitle, which must be UTF-8; one without its times is `Bad`."""
     raw = stream.read()
     try:
