@@ -46,6 +46,15 @@ def tiny_pretrain(**changes: Any) -> PretrainConfig:
     return PretrainConfig(**merge(TINY, changes))
 
 
+def calm_pretrain(**changes: Any) -> PretrainConfig:
+    """Rates at which rounding does not grow from step to step.
+
+    At those of TINY it reaches 3.5e-7 of a norm in 8 steps where MKL adds up strictly.
+    """
+    rates = {"optimizer": {"matrix_learning_rate": 0.005, "head_learning_rate": 0.001}}
+    return tiny_pretrain(**merge(rates, changes))
+
+
 def killed_pretrain() -> PretrainConfig:
     """A run that is long enough to be killed in, and that all strategies can carry out."""
     return tiny_pretrain(

@@ -21,7 +21,7 @@ from tasks.mechanism.store import Store
 from tasks.train.pretrain import pretrain
 from tests.conftest import require_module
 from tests.helpers.launch_jobs import JobConfig, crash_job
-from tests.helpers.training import assert_same_but_for_rounding, full_curve, make_inputs, tiny_pretrain
+from tests.helpers.training import assert_same_but_for_rounding, calm_pretrain, full_curve, make_inputs
 
 STARTED_S = 600.0  # a hang, not slowness
 
@@ -48,8 +48,9 @@ def make_run(folder: Path, address: str, processes: int = 2) -> StageRun:
 @pytest.mark.slow
 def test_two_workers_give_the_curve_of_one_process(address: str, tmp_path: Path) -> None:
     inputs = make_inputs(tmp_path / "inputs")
-    cfg = tiny_pretrain(batches={"steps": 8}, precision="fp32")
-    one, two = Execution(home=tmp_path / "one", threads=1), on_ray(tmp_path / "two", address)
+    cfg = calm_pretrain(batches={"steps": 8}, precision="fp32")
+    share = cfg.batches.batch_tokens // 2  # one process adds the gradient up in the parts that two have
+    one, two = Execution(home=tmp_path / "one", threads=1, micro_batch_tokens=share), on_ray(tmp_path / "two", address)
     figures = [obtain(pretrain, cfg, inputs, execution).manifest.metrics for execution in (one, two)]
     assert figures[0]["train_tokens"] == figures[1]["train_tokens"]
     assert_same_but_for_rounding(full_curve(one.home), full_curve(two.home))

@@ -1,7 +1,7 @@
 """Going on from the champion: its weights and tokenizer are inputs, so the run is identified, repeatable and proven."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -19,6 +19,7 @@ from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.stage import curve_path
 from tasks.mechanism.store import Manifest, Store
 from tasks.track import Untracked
+from tasks.train.pretrain import PretrainConfig
 from tests.helpers.growing_text import land, landings, make_recipe
 
 pytestmark = pytest.mark.slow
@@ -90,8 +91,13 @@ def test_a_repeated_run_is_served_though_the_champion_is_its_own(continued: Cont
     assert {stage.status for stage in again.stages} == {"cached"}
 
 
+def with_steps(recipe: Recipe, steps: int) -> PretrainConfig:
+    """The recipe's pretraining, for so many steps."""
+    return recipe.pretrain.model_copy(update={"batches": replace(recipe.pretrain.batches, steps=steps)})
+
+
 def test_other_settings_go_on_from_the_new_champion(continued: Continued) -> None:
-    pretrain = continued.recipe.pretrain.model_copy(update={"steps": 41})
+    pretrain = with_steps(continued.recipe, 41)
     rows = {
         row.label: row
         for row in make_plan(continued.recipe.model_copy(update={"pretrain": pretrain}), continued.execution)
@@ -120,7 +126,7 @@ def test_a_challenger_waits_for_a_person(continued: Continued) -> None:
         train_models(recipe, prepare(recipe, sources, runner), runner, "never")
 
     before = find_champion(continued.store, continued.recipe.name)
-    longer = continued.recipe.pretrain.model_copy(update={"steps": 80})
+    longer = with_steps(continued.recipe, 80)
     recipe = continued.recipe.model_copy(update={"pretrain": longer})
     record = execute(recipe, continued.execution, Untracked(), body=train_without_promotion)
     assert summarise(continued.store, record).verdict["promote"]

@@ -26,6 +26,7 @@ from tests.conftest import require_module, require_program
 from tests.helpers.training import (
     VOCAB_SIZE,
     assert_same_but_for_rounding,
+    calm_pretrain,
     full_curve,
     killed_pretrain,
     make_inputs,
@@ -184,10 +185,8 @@ def test_from_one_process_to_two_and_back(inputs: Inputs, tmp_path: Path, strate
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_processes_give_the_curve_of_one(inputs: Inputs, tmp_path: Path, strategy: Any) -> None:
     """With NorMuon; tests/train/test_strategies.py has AdamW, under DeepSpeed too."""
-    # Rates at which rounding does not grow from step to step: at those of TINY it reaches 3.5e-7 of a norm in 8 steps
-    # where MKL adds up strictly. And one process adds the gradient up in the parts that two have.
-    optimizer = {"kind": "normuon", "matrix_learning_rate": 0.005, "head_learning_rate": 0.001}
-    cfg = tiny_pretrain(batches={"steps": 8}, precision="fp32", optimizer=optimizer)
+    cfg = calm_pretrain(batches={"steps": 8}, precision="fp32", optimizer={"kind": "normuon"})
+    # One process adds the gradient up in the parts that two have.
     share = cfg.batches.batch_tokens // 2
     one = Execution(home=tmp_path / "one", threads=1, micro_batch_tokens=share)
     two = Execution(home=tmp_path / "two", threads=1, processes=2, strategy=strategy)
