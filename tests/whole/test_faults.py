@@ -4,6 +4,7 @@ A tracking server that goes away in mid-run is tried in test_track.py, kill -9 i
 Prefect in test_pipeline.py, the death of a dashboard's server in test_up.py.
 """
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -273,7 +274,8 @@ def pretrain_only(recipe: Recipe, sources: Sources, runner: InProcess) -> None:
 @pytest.mark.slow
 def test_sigterm_leaves_a_checkpoint_and_a_closed_record(recipe: Recipe, tmp_path: Path) -> None:
     """The rerun goes on from the checkpoint and ends with the bytes of a run that nobody stopped."""
-    longer = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"steps": 60})})
+    batches = dataclasses.replace(recipe.pretrain.batches, steps=60)
+    longer = recipe.model_copy(update={"pretrain": recipe.pretrain.model_copy(update={"batches": batches})})
     home = tmp_path / "home"
     execution = Execution(home=home, workers=1, threads=1, tracking_uri="none")
     settings = tmp_path / "recipe.yaml"
