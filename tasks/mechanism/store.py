@@ -20,8 +20,6 @@ from tasks.mechanism.locks import hold, is_held
 STORE_FORMAT = 2
 """Raised when keys or files change their form. Nothing of an older form is read: what it holds can be built again."""
 
-_HASH_CHUNK_BYTES = 1 << 20
-
 
 @dataclass(frozen=True)
 class Artifact:
