@@ -305,7 +305,7 @@ def test_cancelled_run_leaves_a_checkpoint_that_retry_goes_on_from(
     show_final(page, deployment, run, "Completed")
     assert f"pretrain: going on from step {reached} of {LONG_STEPS}" in log_lines(served, run)
     record = find_run(Store(home))
-    assert record.recipe["pretrain"]["steps"] == LONG_STEPS
+    assert record.recipe["pretrain"]["batches"]["steps"] == LONG_STEPS
     undisturbed = verify_run(record, Execution(home=home, workers=1, threads=1))
     assert [stage.label for stage in undisturbed if not stage.equal] == []
 
