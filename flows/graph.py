@@ -20,7 +20,7 @@ from tasks.tokens.pack import pack
 from tasks.tokens.tokenizer import tokenizer
 from tasks.train.dpo import dpo
 from tasks.train.pretrain import pretrain
-from tasks.train.sft import sft
+from tasks.train.sft import SftConfig, sft
 
 
 @dataclass(frozen=True)
@@ -90,11 +90,15 @@ def forms(recipe: Recipe) -> tuple[Form, ...]:
         Form(
             "base", pretrain, r.pretrain, "", None, lambda d: {"tokens": d.tokens, "tokenizer": d.tokenizer, **d.start}
         ),
-        Form("sft", sft, r.sft, "base", None, lambda d: {"conversations": d.conversations}),
+        Form("sft", sft, r.sft, "base", None, lambda d: {"conversations": d.conversations, **_replayed(r.sft, d)}),
         Form("dpo", dpo, r.dpo, "sft", limits.dpo, lambda d: {"preferences": d.preferences}),
         Form("int8", quantize, r.int8, "dpo", limits.int8, lambda d: {"calibration": d.tokens}),
         Form("fp4", quantize, r.fp4, "dpo", limits.fp4, lambda d: {"calibration": d.tokens}),
     )
+
+
+def _replayed(cfg: SftConfig, data: Prepared) -> dict[str, Artifact]:
+    return {"tokens": data.tokens} if cfg.replay_share else {}
 
 
 # int8 answers people: it decodes 5,300 tokens per CPU-s, fp32 3,000 and FP4 3,600 (docs/LOG.md, 2026-11-22).

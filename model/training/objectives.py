@@ -7,6 +7,7 @@ from model.network.head import IGNORED, linear_cross_entropy, token_log_probs
 from model.network.transformer import Transformer
 from model.training.preference import PairLogProbs, dpo_loss
 
+SUMS = ("nll", "labels", "bytes", "correct")
 CHUNK_POSITIONS = 1024  # positions whose logits are held at a time while answers are counted
 
 
@@ -30,42 +31,67 @@ class Objective(nn.Module):
 
 
 class NextToken(Objective):
-    """Cross-entropy of the next token; in evaluation also how often the likeliest token was right, and, given the
-    names of `sources`, what each adds to the sums: `nll/web`, `labels/web`, `bytes/web`."""
+    """Cross-entropy of the next token; in evaluation also how often the likeliest token was right.
 
-    names: tuple[str, ...] = ("nll", "labels", "bytes", "correct")
+    Given the names of `sources`, a batch that says whose each label is (`source_ids`) adds what each gives to the sums:
+    `nll/web`, `labels/web`, `bytes/web`, `correct/web`. `weights` are factors on the loss in training of such labels,
+    by source.
+    """
 
-    def __init__(self, transformer: Transformer, z_loss: float = 0.0, sources: tuple[str, ...] = ()) -> None:
+    names: tuple[str, ...] = SUMS
+
+    def __init__(
+        self,
+        transformer: Transformer,
+        z_loss: float = 0.0,
+        sources: tuple[str, ...] = (),
+        weights: tuple[float, ...] = (),
+    ) -> None:
         super().__init__(transformer)
-        self.z_loss = z_loss
-        self.sources = len(sources)
-        self.names += tuple(f"{name}/{source}" for name in ("nll", "labels", "bytes") for source in sources)
+        self.z_loss, self.sources, self.weights = z_loss, len(sources), weights or (1.0,) * len(sources)
+        self.names += tuple(f"{name}/{source}" for name in SUMS for source in sources)
 
     def forward(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        hidden, weight, labels = self._hidden(batch), self.transformer.head_weight, batch["labels"]
+        hidden, labels = self._hidden(batch), batch["labels"]
+        if self.sources and "source_ids" in batch:
+            return self._trained_by_source(hidden, batch) if self.training else self._measured_by_source(hidden, batch)
         if self.training:
-            products = self.transformer.head_products
-            loss = linear_cross_entropy(hidden, weight, labels, self.z_loss, reduction="sum", products=products)
-            by_source = loss.new_zeros(3 * self.sources)
-        elif not self.sources:
-            # Without z-loss, and by the plain products: the model as it is exported.
-            loss = linear_cross_entropy(hidden, weight, labels, reduction="sum")
-            by_source = loss.new_zeros(3 * self.sources)
+            loss = self._loss(hidden, labels)
+            correct = loss.new_zeros(())
         else:
-            by_source = self._by_source(hidden, batch)
-            loss = by_source[: self.sources].sum()
-        correct = loss.new_zeros(()) if self.training else count_correct(hidden, weight, labels)
-        sums = torch.stack([loss.detach(), (labels != IGNORED).sum(), batch["label_bytes"].sum(), correct])
-        return loss, torch.cat([sums.float(), by_source.float()])
+            # Without z-loss, and by the plain products: the model as it is exported.
+            loss = linear_cross_entropy(hidden, self.transformer.head_weight, labels, reduction="sum")
+            correct = count_correct(hidden, self.transformer.head_weight, labels)
+        sums = torch.stack([loss.detach(), (labels != IGNORED).sum(), batch["label_bytes"].sum(), correct]).float()
+        return loss, torch.cat([sums, sums.new_zeros(len(SUMS) * self.sources)])
 
-    def _by_source(self, hidden: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        """Nats, labels and bytes of each source: (3 * sources,), without a gradient."""
+    def _loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
+        weight, products = self.transformer.head_weight, self.transformer.head_products
+        return linear_cross_entropy(hidden, weight, labels, self.z_loss, reduction="sum", products=products)
+
+    def _trained_by_source(self, hidden: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Each source's labels by themselves: the head meets each label once, so it costs no more."""
+        labels, owners = batch["labels"], batch["source_ids"]
+        own = [labels.masked_fill(owners != source, IGNORED) for source in range(self.sources)]
+        losses = torch.stack([self._loss(hidden, one) for one in own])
+        counted = torch.stack([(one != IGNORED).sum() for one in own]).to(losses)
+        sizes = batch["source_bytes"].sum(0).to(losses)
+        by_source = torch.stack([losses.detach(), counted, sizes, torch.zeros_like(sizes)]).float()
+        weights = losses.new_tensor(self.weights)
+        return (weights * losses).sum(), torch.cat([by_source.sum(1), by_source.reshape(-1)])
+
+    def _measured_by_source(self, hidden: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Nats, labels, bytes and correct ones in all and of each source, without a gradient."""
         labels, owners = batch["labels"], batch["source_ids"].reshape(-1)
-        nats = -token_log_probs(hidden.detach(), self.transformer.head_weight.detach(), labels).reshape(-1)
+        head = self.transformer.head_weight
+        nats = -token_log_probs(hidden.detach(), head.detach(), labels).reshape(-1)
         nats = nats.double()  # index_add adds one by one: thousands of tokens in fp32 would cost the seventh digit
+        right = likeliest(hidden, head, labels).reshape(-1).to(nats)
         empty = nats.new_zeros(self.sources)
-        found = empty.index_add(0, owners, nats), empty.index_add(0, owners, (labels != IGNORED).reshape(-1).to(nats))
-        return torch.cat([*found, batch["source_bytes"].sum(0).to(nats)])
+        by_label = (nats, (labels != IGNORED).reshape(-1).to(nats), right)
+        found, counted, correct = (empty.index_add(0, owners, values) for values in by_label)
+        by_source = torch.stack([found, counted, batch["source_bytes"].sum(0).to(nats), correct])
+        return by_source[0].sum(), torch.cat([by_source.sum(1), by_source.reshape(-1)]).float()
 
 
 class Preference(Objective):

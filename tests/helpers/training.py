@@ -67,10 +67,10 @@ def artifact(folder: Path) -> Artifact:
     return Artifact(digest_directory(folder)[0], folder)
 
 
-def make_tokenizer(folder: Path) -> Artifact:
+def make_tokenizer(folder: Path, vocab_size: int = VOCAB_SIZE) -> Artifact:
     """A tokenizer learnt from Python's help topics."""
     folder.mkdir(parents=True)
-    write_tokenizer(train_bpe(iter([*topics.values(), "user\n\n\nassistant\n\n"]), VOCAB_SIZE), folder)
+    write_tokenizer(train_bpe(iter([*topics.values(), "user\n\n\nassistant\n\n"]), vocab_size), folder)
     return artifact(folder)
 
 

@@ -1,8 +1,11 @@
 """Fine-tuning as a stage: only the assistant's words are learnt, and what is reported is what others compute."""
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,10 +16,11 @@ from model.vocabulary.tokenizer import Tokenizer
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.sections import merge
 from tasks.mechanism.stage import Artifact, build, obtain
+from tasks.tokens.files import read_tokens
 from tasks.train.job import bytes_of_tokens
 from tasks.train.pretrain import pretrain
 from tasks.train.sft import SftConfig, encode_conversations, read_conversations, sft
-from tests.helpers.training import make_conversations, make_tokenizer, make_tokens, tiny_pretrain
+from tests.helpers.training import VOCAB_SIZE, make_conversations, make_tokenizer, make_tokens, tiny_pretrain
 
 Inputs = dict[str, Artifact]
 
@@ -29,6 +33,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     execution = Execution(home=folder / "home", threads=1)
     base = build(pretrain, tiny_pretrain(), {"tokens": tokens, "tokenizer": tokenizer}, execution)
     return {"model": base, "conversations": make_conversations(folder / "conversations")}
+
+
+@pytest.fixture(scope="module")
+def tokens(inputs: Inputs, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    return make_tokens(tmp_path_factory.mktemp("text") / "tokens", inputs["model"])
 
 
 def tiny(**changes: Any) -> SftConfig:
@@ -68,6 +77,55 @@ def test_validation_figures_are_those_of_transformers(inputs: Inputs, execution:
         count += int(mask.sum())
     assert outcome.manifest.metrics["val_loss"] == pytest.approx(total / count, rel=1e-4)
     assert outcome.manifest.metrics["val_token_accuracy"] == pytest.approx(correct / count)
+
+
+def text_bits_per_byte(folder: Path, tokens: Artifact, length: int) -> float:
+    """Of held-out windows, each document by itself, by transformers' model."""
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), Tokenizer.load(folder)
+    stream = read_tokens(tokens.path, "validation").astype(np.int64)
+    nats, size, token_bytes = 0.0, 0.0, bytes_of_tokens(tokenizer)
+    for start in range(0, len(stream) - length, length):
+        ids = stream[start : start + length + 1]
+        borders = [0, *(np.flatnonzero(ids[1:-1] == tokenizer.endoftext_id) + 1), length]
+        for begin, end in pairwise(borders):
+            with torch.no_grad():
+                logits = model(torch.from_numpy(ids[None, begin:end])).logits[0]
+            labels = torch.from_numpy(ids[begin + 1 : end + 1])
+            nats += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        size += float(token_bytes[ids[1:]].sum())
+    return nats / math.log(2) / size
+
+
+def test_replayed_text_is_not_forgotten(inputs: Inputs, tokens: Artifact, execution: Execution) -> None:
+    changes = {"batches": {"steps": 60}, "optimizer": {"matrix_learning_rate": 0.02}}
+    without = obtain(sft, tiny(**changes, replay_share=0), {**inputs, "tokens": tokens}, execution)
+    replayed = obtain(sft, tiny(**changes, replay_share=0.5), {**inputs, "tokens": tokens}, execution)
+    found = replayed.manifest.metrics["val_text_bits_per_byte"]
+    assert found == pytest.approx(text_bits_per_byte(replayed.artifact.path, tokens, 64), rel=1e-4)
+    assert found < text_bits_per_byte(without.artifact.path, tokens, 64) - 0.15  # seen: 0.28
+    assert "val_text_bits_per_byte" not in without.manifest.metrics
+    untrained = obtain(sft, tiny(batches={"steps": 1}), inputs, execution)
+    assert replayed.manifest.metrics["val_loss"] < untrained.manifest.metrics["val_loss"] - 0.3  # and learns to answer
+
+
+def test_a_share_of_text_leaves_an_epoch_of_conversations_whole(
+    inputs: Inputs, tokens: Artifact, execution: Execution
+) -> None:
+    steps = {
+        share: obtain(
+            sft, tiny(batches={"steps": 0}, replay_share=share), {**inputs, "tokens": tokens}, execution
+        ).manifest.metrics["steps"]
+        for share in (0.0, 0.5)
+    }
+    assert steps[0.5] == pytest.approx(2 * steps[0.0], abs=1)
+
+
+def test_text_of_another_tokenizer_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
+    other = make_tokens(tmp_path / "tokens", make_tokenizer(tmp_path / "tokenizer", VOCAB_SIZE + 8))
+    with pytest.raises(ValueError, match="tokenizer"):
+        obtain(sft, tiny(), {**inputs, "tokens": other}, execution)
 
 
 def test_only_the_assistants_words_are_labels(inputs: Inputs) -> None:

@@ -274,8 +274,8 @@ RULE = Addition(
         ),
         Edit(
             FILTER,
-            '    max_digit_share: float = Field(0.3, ge=0, le=1, description="Maximum share of characters that are digits.")\n',
-            after='    max_capital_share: float = Field(1, ge=0, le=1, description="Maximum share of characters from A to Z.")\n',
+            "    max_digit_share: float = Field(",
+            before='    max_capital_share: float = Field(1, ge=0, le=1, description="Maximum share of capitals.")\n',
         ),
         Edit(
             "tests/text/test_filter.py",
