@@ -15,7 +15,7 @@ from rich.table import Table
 from flows.champion import incumbent_of
 from flows.graph import pipeline
 from flows.recipe import Recipe
-from flows.run import check_training, resolve_sources
+from flows.run import check_training, resolve_sources, settle
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.mirror import Mirror
 from tasks.mechanism.progress import format_seconds
@@ -187,6 +187,7 @@ def make_plan(recipe: Recipe, execution: Execution) -> list[PlanRow]:
     Raises:
         ValueError: a source does not exist, or training cannot run as asked.
     """
+    recipe = settle(recipe, execution)
     check_training(recipe, execution)
     planner = Planner(execution)
     pipeline(recipe, resolve_sources(recipe, execution), incumbent_of(planner.store, recipe.name), planner)

@@ -10,6 +10,7 @@ from flows.champion import find_start, incumbent_of, promote, role_of
 from flows.graph import ROLES, Prepared, Products, Sources, forms, prepare, train
 from flows.recipe import Recipe
 from tasks.mechanism.execution import Execution
+from tasks.mechanism.machine import processor_features
 from tasks.mechanism.progress import console, format_seconds
 from tasks.mechanism.runs import RunRecord, StageRecord, Status, end_run, hold_run, new_run_id, save_run
 from tasks.mechanism.stage import C, Input, Outcome, Stage, obtain
@@ -17,6 +18,7 @@ from tasks.mechanism.store import Artifact, Store, explain_full_disk, now_utc
 from tasks.text.source import resolve_source
 from tasks.track import Tracker
 from tasks.train.job import TrainingConfig
+from tasks.train.precision import settle_precision
 
 MakeRunner = Callable[[Recipe, Execution, Tracker, Mapping[str, str]], "InProcess"]
 Body = Callable[[Recipe, Sources, "InProcess"], None]
@@ -145,6 +147,7 @@ def execute(
         ValueError: training cannot run as asked, or a stage refused its input; then the record says failed, and what
             was built stays.
     """
+    recipe = settle(recipe, execution)
     check_training(recipe, execution)
     sources = resolve_sources(recipe, execution)
     runner = make_runner(recipe, execution, tracker, source_digests(sources))
@@ -158,6 +161,17 @@ def execute(
         raise
     runner.finish("completed")
     return runner.record
+
+
+def settle(recipe: Recipe, execution: Execution) -> Recipe:
+    """The recipe as this machine carries it out: `precision: auto` becomes the one that its processor is fastest in."""
+    sections = {name: section for name, section in recipe if isinstance(section, TrainingConfig)}
+    features = processor_features()
+    settled = {name: settle_precision(section, execution, features) for name, section in sections.items()}
+    chosen = [f"{name} in {settled[name].precision}" for name in sections if sections[name].precision == "auto"]
+    if chosen:
+        console.print(f"[dim]precision auto on this processor: {', '.join(chosen)}[/dim]")
+    return recipe.model_copy(update=settled)
 
 
 def check_training(recipe: Recipe, execution: Execution) -> None:

@@ -65,15 +65,8 @@ def kernel(*argument_types: str) -> Callable[[F], F]:
     return decorate
 
 
-def helper(function: F) -> F:
-    """A small function that kernels call; compiled into each of them."""
-    if not COMPILED:
-        return function
-    return cast(F, numba.njit(nogil=True, cache=True, error_model="numpy")(function))
-
-
 def bare_helper(function: F) -> F:
-    """A helper that allocates nothing and keeps no reference to its arrays, compiled without counting references.
+    """A small function that kernels call, which allocates nothing: compiled into each, without counting references.
 
     The counts are atomic: a call with two arrays in an inner loop costs 20 ns for them alone, which was half the time
     of the scans over text.

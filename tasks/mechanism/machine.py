@@ -35,9 +35,20 @@ def _machine() -> dict[str, str]:
     return facts
 
 
+def processor_features() -> frozenset[str]:
+    """What the processor can do, by Linux' names (avx512_vnni, amx_bf16); empty on other systems, which do not say."""
+    return frozenset((_cpuinfo("flags") or _cpuinfo("Features")).split())  # the latter on ARM
+
+
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()  # the second may be empty
+
+
+def _cpuinfo(field: str) -> str:
+    """A field of the first processor; "" where there is none."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()  # the former may be empty
+            name, _, value = line.partition(":")
+            if name.strip() == field:
+                return value.strip()
+    return ""

@@ -61,10 +61,10 @@ class DpoConfig(TrainingConfig):
         description="Optimizer, learning rates, momentum, weight decay and clipping.",
     )
     schedule: ScheduleSettings = Field(ScheduleSettings(kind="linear"), description="Learning-rate schedule.")
-    precision: Literal["fp32", "bf16", "fp8"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "fp8"] = Field(
         "bf16",
-        description="Precision of the matrix products; weights stay in fp32. fp8: the layers' products. Not int8, "
-        "whose rounding would differ between policy and reference.",
+        description="Precision of the matrix products; weights stay in fp32. auto: the fastest of the processor. fp8: "
+        "the layers' products. Not int8, whose rounding would differ between policy and reference.",
     )
     validation_pairs: int = Field(500, ge=1, description="Maximum number of preference pairs in the validation loss.")
 

@@ -40,10 +40,11 @@ class TrainingConfig(StageConfig):
     batches: WindowSettings | PackedSettings | PairSettings
     optimizer: OptimizerSettings
     schedule: ScheduleSettings
-    precision: Precision = Field(
+    precision: Literal["auto", Precision] = Field(
         "bf16",
-        description="Precision of the matrix products; weights stay in fp32. int8: all products in training; fast on a "
-        "CPU with VNNI, slow on all else. fp8: the layers' products; needs a GPU such as an H100.",
+        description="Precision of the matrix products; weights stay in fp32. auto: the fastest of the processor. int8: "
+        "all products in training; fast on a CPU with VNNI, slow on all else. fp8: the layers' products; needs a GPU "
+        "such as an H100.",
     )
     loop: LoopSettings = Field(
         LoopSettings(), description="Validations, checkpoints, weight averaging and recovery from divergence."
@@ -71,12 +72,19 @@ def place_objective(run: TrainingRun, cfg: TrainingConfig, objective: Objective)
     from model.training.place import place
 
     execution = run.execution
+    precision = _settled(cfg)
     objective.transformer.recompute_layers = cfg.recompute_layers == "all"
-    _prepare_layers(objective.transformer, cfg.precision, execution)
+    _prepare_layers(objective.transformer, precision, execution)
     placement = Placement(
         execution.device, execution.processes, execution.strategy, execution.threads, execution.micro_batch_tokens
     )
-    return place(objective, cfg.optimizer, cfg.precision, placement)
+    return place(objective, cfg.optimizer, precision, placement)
+
+
+def _settled(cfg: TrainingConfig) -> Precision:
+    # Keys are made of what was computed, so a run settles `auto` before its first stage (tasks/train/precision.py).
+    assert cfg.precision != "auto", "a stage is given the precision that it computes in"
+    return cfg.precision
 
 
 def _prepare_layers(transformer: Transformer, precision: Precision, execution: Execution) -> None:
@@ -116,7 +124,7 @@ def train(run: TrainingRun, cfg: TrainingConfig, parallel: Parallel, data: Train
     device = parallel.device
     # The launcher says which of the machine's GPUs is this process's.
     energy = find_energy(device, int(os.environ.get("LOCAL_RANK", "0")))
-    meter = Meter(device, peak_flops(device, cfg.precision), energy)
+    meter = Meter(device, peak_flops(device, _settled(cfg)), energy)
     trainer = Trainer(
         parallel,
         data.batches,
