@@ -26,7 +26,7 @@ def main(folder: Path) -> None:
     console.print(render(summarise(store, record)))
     model = ChatModel.load(artifact_of(store, record.run_id, ROLES["served"]).path)
     question = {"role": "user", "content": "What is assert?"}
-    answer = "".join(model.stream([question], temperature=0.0, max_tokens=20))
+    answer = "".join(model.stream([question], max_tokens=20))
     print(f"{question['content']} {answer!r}")
 
 

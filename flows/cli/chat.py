@@ -3,8 +3,10 @@
 import sys
 from pathlib import Path
 
+from model.decoding.sampling import Sampling
 
-def hold_conversation(folder: Path, message: str, temperature: float, max_tokens: int) -> None:
+
+def hold_conversation(folder: Path, message: str, sampling: Sampling, max_tokens: int) -> None:
     """Answer `message`, or, if it is empty, go on asking until the input ends."""
     from tasks.models.chat import ChatModel
 
@@ -16,7 +18,7 @@ def hold_conversation(folder: Path, message: str, temperature: float, max_tokens
             return
         messages.append({"role": "user", "content": question})
         answer = ""
-        for piece in model.stream(messages, temperature=temperature, max_tokens=max_tokens):
+        for piece in model.stream(messages, sampling, max_tokens):
             answer += piece
             print(piece, end="", flush=True)
         print()

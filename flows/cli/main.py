@@ -14,6 +14,7 @@ from flows.cli import text_verbs, verbs
 from flows.cli.arguments import HIGHEST_PORT, MOST, Parser, VerbParser, number, whole
 from flows.fields import shorten, shown
 from flows.recipe import preset_names
+from model.decoding.sampling import CONVERSATION
 from model.quantization.formats import GGUF_FILE_TYPES
 from tasks.mechanism.progress import console
 
@@ -24,6 +25,7 @@ YOUNG_OBJECTS = 10_000
 """Made before Python looks among them for garbage; its own 700 makes it look often while 330,000 come to stay."""
 MAX_SHARE = 100
 MAX_TEMPERATURE = 100.0
+MIN_PENALTY, MAX_PENALTY = 0.1, 10.0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -120,8 +122,23 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument(
         "--temperature",
         type=number(0, MAX_TEMPERATURE),
-        default=0.0,
-        help="0 always takes the likeliest token (default)",
+        default=CONVERSATION.temperature,
+        help=f"0 always takes the likeliest token; default: {CONVERSATION.temperature:g}",
+    )
+    chat.add_argument(
+        "--min-p",
+        type=number(0, 1),
+        default=CONVERSATION.min_p,
+        help=f"take only tokens at least this share as likely as the likeliest; default: {CONVERSATION.min_p:g}",
+    )
+    chat.add_argument(
+        "--repetition-penalty",
+        type=number(MIN_PENALTY, MAX_PENALTY),
+        default=CONVERSATION.repetition_penalty,
+        help=f"makes tokens less likely that were there already; 1: none; default: {CONVERSATION.repetition_penalty:g}",
+    )
+    chat.add_argument(
+        "--seed", type=whole(0, MOST), help="of the draws, for the same answer again; default: another each time"
     )
     chat.add_argument("--max-tokens", type=whole(1, MOST), default=200, help="longest answer, in tokens")
 

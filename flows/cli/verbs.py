@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import secrets
 import signal
 from pathlib import Path
 from types import FrameType
@@ -122,9 +123,16 @@ def chat(options: argparse.Namespace) -> None:
     """Talk to a model."""
     from flows.champion import model_folder
     from flows.cli.chat import hold_conversation
+    from model.decoding.sampling import Sampling
 
     folder = model_folder(Store(options.home), options.model, options.run, "served")
-    hold_conversation(folder, options.message, options.temperature, options.max_tokens)
+    sampling = Sampling(
+        options.temperature,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=secrets.randbelow(2**32) if options.seed is None else options.seed,
+    )
+    hold_conversation(folder, options.message, sampling, options.max_tokens)
 
 
 def up(options: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""Text from a model: a key-value cache, seeded sampling, and a stream of tokens that ends where it should.
+"""Text from a model: a key-value cache, and a stream of tokens that ends where it should.
 
 Two decoders keep the past and give the logits of the next token: `TorchDecoder` here, on any device, and the compiled
 `model.decoding.engine.Engine` on a CPU. The rest (what to pick, when to stop) is the same for both.
@@ -6,13 +6,14 @@ Two decoders keep the past and give the logits of the next token: `TorchDecoder`
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from model.decoding.sampling import GREEDY, Sampler, Sampling
 from model.network.past import Past
 from model.network.transformer import Transformer
 from model.vocabulary.tokenizer import Tokenizer
@@ -77,58 +78,6 @@ def check_room(decoder: Decoder, more: int) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is picked; temperature 0 is greedy, top_k 0 and top_p 1 leave all tokens in."""
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(
-                f"Sampling needs temperature >= 0, top_k >= 0 and 0 < top_p <= 1, got {self.temperature}, "
-                f"{self.top_k} and {self.top_p}."
-            )
-
-
-def probabilities(logits: Floats, sampling: Sampling) -> NDArray[np.float64]:
-    """The distribution that is drawn from: temperature, then top-k, then top-p (arXiv:1904.09751), as transformers.
-
-    logits: (vocab,); of `sampling` the temperature must not be 0.
-    """
-    scaled = logits.astype(np.float64) / sampling.temperature
-    if 0 < sampling.top_k < len(scaled):
-        kth = np.partition(scaled, -sampling.top_k)[-sampling.top_k]
-        scaled = np.where(scaled < kth, -np.inf, scaled)  # ties with the k-th stay, as in transformers
-    weights: NDArray[np.float64] = np.exp(scaled - scaled.max())  # no overflow at a low temperature
-    weights /= weights.sum()
-    if sampling.top_p < 1:
-        order = np.argsort(-weights, kind="stable")  # equal weights by their ids
-        before = np.cumsum(weights[order]) - weights[order]
-        weights[order[before >= sampling.top_p]] = 0.0  # the token that crosses the border stays in
-        weights /= weights.sum()
-    return weights
-
-
-class Sampler:
-    """Picks tokens one after the other; the same seed and logits give the same tokens."""
-
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
-        self._random = np.random.Generator(np.random.Philox(sampling.seed))
-
-    def pick(self, logits: Floats) -> int:
-        """The next token. logits: (vocab,)."""
-        if self._sampling.temperature == 0:
-            return int(np.argmax(logits))
-        weights = np.cumsum(probabilities(logits, self._sampling))
-        # Times the last sum, which rounding leaves a little off 1.
-        return int(np.searchsorted(weights, self._random.random() * weights[-1], side="right"))
-
-
 @dataclass
 class Generation:
     """A stream of new tokens; iterate over it. `finish_reason` is known at its end: "stop" or "length"."""
@@ -137,7 +86,7 @@ class Generation:
     prompt: Sequence[int]
     stop_ids: Set[int]
     max_tokens: int
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = GREEDY
     finish_reason: str = ""
 
     def __iter__(self) -> Iterator[int]:
@@ -154,7 +103,7 @@ class Generation:
         for _ in range(self.max_tokens):
             if len(decoder.tokens) + len(new) > decoder.context_length:
                 return
-            token = sampler.pick(decoder.append(new))
+            token = sampler.pick(decoder.append(new), decoder.tokens)
             if token in self.stop_ids:
                 self.finish_reason = "stop"
                 return
@@ -163,10 +112,10 @@ class Generation:
 
 
 def generate(
-    decoder: Decoder, prompt: Sequence[int], stop_ids: Set[int], max_tokens: int, sampling: Sampling | None = None
+    decoder: Decoder, prompt: Sequence[int], stop_ids: Set[int], max_tokens: int, sampling: Sampling = GREEDY
 ) -> list[int]:
     """The whole continuation of `prompt`, without the stop token."""
-    return list(Generation(decoder, prompt, stop_ids, max_tokens, sampling or Sampling()))
+    return list(Generation(decoder, prompt, stop_ids, max_tokens, sampling))
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

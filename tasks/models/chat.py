@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from model.decoding.decoders import decoder_for
-from model.decoding.generate import Decoder, Generation, Sampling, stream_text
+from model.decoding.generate import Decoder, Generation, stream_text
+from model.decoding.sampling import GREEDY, Sampling
 from model.network.transformer import Transformer
 from model.vocabulary.chat_format import render_prompt
 from model.vocabulary.tokenizer import Tokenizer
@@ -36,23 +37,13 @@ class ChatModel:
         stop_ids = end_ids(folder) | {tokenizer.im_end_id, tokenizer.endoftext_id}
         return cls(decoder_for(model), tokenizer, stop_ids)
 
-    def stream(
-        self,
-        messages: Sequence[Message],
-        temperature: float = 0.0,
-        max_tokens: int = 200,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        seed: int = 0,
-    ) -> Iterator[str]:
+    def stream(self, messages: Sequence[Message], sampling: Sampling = GREEDY, max_tokens: int = 200) -> Iterator[str]:
         """The answer to the last message, piece by piece. Turns that do not fit the context are left out, oldest first.
 
         Raises:
             ValueError: the last message alone is longer than the model can read.
         """
-        sampling = Sampling(temperature, top_k, top_p, seed)
-        generation = self.generation(messages, max_tokens, sampling)
-        yield from stream_text(self.tokenizer, generation)
+        yield from stream_text(self.tokenizer, self.generation(messages, max_tokens, sampling))
 
     def answer(self, messages: Sequence[Message], max_tokens: int = 200) -> str:
         """The greedy answer as a whole."""

@@ -12,6 +12,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
+from model.decoding.sampling import CONVERSATION
 from tasks.mechanism.runs import RunRecord
 from tasks.mechanism.stage import Outcome
 from tasks.track.connection import Connection
@@ -23,7 +24,15 @@ _MESSAGE = Object([Property("role", DataType.string), Property("content", DataTy
 SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(Array(_MESSAGE), "messages")]),
     outputs=Schema([ColSpec(DataType.string)]),
-    params=ParamSchema([ParamSpec("temperature", DataType.double, 0.0), ParamSpec("max_tokens", DataType.long, 200)]),
+    params=ParamSchema(
+        [
+            ParamSpec("temperature", DataType.double, CONVERSATION.temperature),
+            ParamSpec("min_p", DataType.double, CONVERSATION.min_p),
+            ParamSpec("repetition_penalty", DataType.double, CONVERSATION.repetition_penalty),
+            ParamSpec("seed", DataType.long, CONVERSATION.seed),
+            ParamSpec("max_tokens", DataType.long, 200),
+        ]
+    ),
 )
 
 

@@ -9,7 +9,15 @@ import mlflow.models
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 from mlflow.types.type_hints import TypeFromExample
 
-SETTINGS = {"temperature": 0.0, "max_tokens": 200}
+from model.decoding.sampling import CONVERSATION, Sampling
+
+SETTINGS: dict[str, float] = {
+    "temperature": CONVERSATION.temperature,
+    "min_p": CONVERSATION.min_p,
+    "repetition_penalty": CONVERSATION.repetition_penalty,
+    "seed": CONVERSATION.seed,
+    "max_tokens": 200,
+}
 
 
 class ServedChat(PythonModel):
@@ -30,7 +38,7 @@ class ServedChat(PythonModel):
     def predict(
         self, context: PythonModelContext, model_input: TypeFromExample, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """The answers; `params` may hold `temperature` (0 takes the likeliest token) and `max_tokens`."""
+        """The answers; `params` may hold what SETTINGS has, such as `temperature` (0: the likeliest token)."""
         return ["".join(self._answer(conversation, params or {})) for conversation in _conversations(model_input)]
 
     def predict_stream(
@@ -42,10 +50,14 @@ class ServedChat(PythonModel):
     def _answer(self, conversation: Any, params: dict[str, Any]) -> Iterator[str]:
         settings = {**SETTINGS, **params}
         messages = [{"role": str(m["role"]), "content": str(m["content"])} for m in conversation["messages"]]
+        sampling = Sampling(
+            float(settings["temperature"]),
+            min_p=float(settings["min_p"]),
+            repetition_penalty=float(settings["repetition_penalty"]),
+            seed=int(settings["seed"]),
+        )
         with self._turn:
-            yield from self._model.stream(
-                messages, temperature=float(settings["temperature"]), max_tokens=int(settings["max_tokens"])
-            )
+            yield from self._model.stream(messages, sampling, int(settings["max_tokens"]))
 
 
 def _conversations(model_input: Any) -> list[dict[str, Any]]:

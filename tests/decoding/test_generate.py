@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
 
-from model.decoding.generate import Generation, Sampler, Sampling, TorchDecoder, generate, probabilities, stream_text
+from model.decoding.generate import Generation, TorchDecoder, generate, stream_text
+from model.decoding.sampling import Sampler, Sampling, penalise, probabilities
 from model.network.transformer import Transformer
 from model.vocabulary.tokenizer import Tokenizer
 from tests.helpers.inference import make_model, random_model
@@ -102,17 +105,43 @@ def test_a_second_turn_reads_only_what_is_new() -> None:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(0, 10**6), st.floats(0.2, 3), st.one_of(st.just(0), st.integers(1, 60)), st.floats(0.05, 1.0))
-def test_distribution_equals_transformers(seed: int, temperature: float, top_k: int, top_p: float) -> None:
+@given(
+    st.integers(0, 10**6),
+    st.floats(0.2, 3),
+    st.one_of(st.just(0), st.integers(1, 60)),
+    st.floats(0.05, 1.0),
+    st.floats(0, 0.9),
+)
+def test_distribution_equals_transformers(
+    seed: int, temperature: float, top_k: int, top_p: float, min_p: float
+) -> None:
     logits = np.random.default_rng(seed).standard_normal(50).astype(np.float32) * 3
     scores = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits)[None].double())
     if top_k:
         scores = TopKLogitsWarper(top_k)(None, scores)
     if top_p < 1:
         scores = TopPLogitsWarper(top_p)(None, scores)
+    if min_p:
+        scores = MinPLogitsWarper(min_p)(None, scores)
     expected = scores.softmax(-1)[0].numpy()
-    found = probabilities(logits, Sampling(temperature, top_k, top_p))
+    found = probabilities(logits, Sampling(temperature, top_k, top_p, min_p=min_p))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.floats(0.5, 3), st.lists(st.integers(0, 49), min_size=1, max_size=20))
+def test_repetition_penalty_equals_transformers(seed: int, penalty: float, text: list[int]) -> None:
+    logits = np.random.default_rng(seed).standard_normal(50).astype(np.float32) * 3
+    expected = RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([text]), torch.from_numpy(logits)[None])[0]
+    np.testing.assert_allclose(penalise(logits, np.unique(text), penalty), expected.numpy(), rtol=1e-6)
+    assert Sampler(Sampling(repetition_penalty=penalty)).pick(logits, text) == int(expected.argmax())
+
+
+def test_a_penalty_counts_the_prompt_and_what_was_said() -> None:
+    model = random_model()
+    prompt = prompt_of(6)
+    found = generate(TorchDecoder(model), prompt, set(), 10, Sampling(repetition_penalty=50.0))
+    assert len({*prompt, *found}) == len(set(prompt)) + 10  # as good as forbidden: no token comes twice
 
 
 def test_samples_follow_the_distribution_and_the_seed() -> None:
@@ -132,7 +161,10 @@ def test_temperature_zero_is_greedy_whatever_the_rest() -> None:
     assert Sampler(Sampling(0.0, top_k=1, top_p=0.5)).pick(logits) == 1
 
 
-@pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+@pytest.mark.parametrize(
+    "wrong",
+    [{"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}, {"min_p": 2.0}, {"repetition_penalty": 0.0}],
+)
 def test_impossible_sampling_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="Sampling needs"):
         Sampling(**wrong)  # type: ignore[arg-type]
