@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from model.training.data import Ramp, WindowBatches, plan_steps
+from model.training.data import WindowBatches, fixed_rows
 from model.vocabulary.tokenizer import Tokenizer, train_bpe
 from tasks.mechanism.execution import Execution
 from tasks.mechanism.stage import build
@@ -37,7 +37,7 @@ class TokenStreams:
 
     def windows(self, split: str, seed: int = 0) -> WindowBatches:
         """Rows of ROW tokens of a split; a seed orders those of training."""
-        plan = plan_steps(1, Ramp(1, 1), Ramp(ROW, ROW))
+        plan = fixed_rows(ROW)
         return WindowBatches(getattr(self, split), plan, ROW, seed, self.token_bytes, self.endoftext_id)
 
 

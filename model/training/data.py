@@ -144,6 +144,11 @@ def plan_steps(windows: float, batch: Ramp, row: Ramp, steps: int = 0) -> StepPl
     return StepPlan(np.array(taken, dtype=np.int64), np.array(lengths, dtype=np.int64))
 
 
+def fixed_rows(length: int) -> StepPlan:
+    """The plan of those who ask for rows themselves: every window is one row of `length`."""
+    return plan_steps(1, Ramp(1, 1), Ramp(length, length))
+
+
 @dataclass(frozen=True)
 class TokenSources:
     """Which source each token of a stream is from: run i ends before token ends[i] and belongs to names[owners[i]]."""
@@ -205,6 +210,11 @@ class WindowBatches:
         owners = sources.of(items[:, None] * self._window + np.arange(1, self._window + 1)).reshape(sizes.shape)
         by_source = [np.where(owners == source, sizes, 0).sum(1) for source in range(len(sources.names))]
         return replace(batch, source_ids=owners, source_bytes=np.stack(by_source, axis=1))
+
+    def spread(self, max_tokens: int) -> Ints:
+        """Windows spread evenly over the stream: as many as `max_tokens` allow, one at least."""
+        count = min(self.windows, max(1, max_tokens // self._window))
+        return np.arange(count, dtype=np.int64) * self.windows // count
 
     def weight(self, items: Ints) -> float:
         return float(self.tokens(items))

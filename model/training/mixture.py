@@ -41,6 +41,16 @@ class MixedBatches:
         self.offsets = np.cumsum([0, *(component.count for component in components)])
         assert sum(component.share for component in components[1:]) < 1, "nothing is left for the first component"
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the components: the sources of what is learnt."""
+        return tuple(component.name for component in self.components)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Of the components: the factors on their loss."""
+        return tuple(component.weight for component in self.components)
+
     def _taken(self, step: int) -> Ints:
         """(components,): rows that each has given before `step`."""
         rows = step * self._rows_per_batch

@@ -43,13 +43,13 @@ class ChatModel:
         Raises:
             ValueError: the last message alone is longer than the model can read.
         """
-        yield from stream_text(self.tokenizer, self.generation(messages, max_tokens, sampling))
+        yield from stream_text(self.tokenizer, self.generation(messages, sampling, max_tokens))
 
     def answer(self, messages: Sequence[Message], max_tokens: int = 200) -> str:
         """The greedy answer as a whole."""
         return "".join(self.stream(messages, max_tokens=max_tokens))
 
-    def generation(self, messages: Sequence[Message], max_tokens: int, sampling: Sampling) -> Generation:
+    def generation(self, messages: Sequence[Message], sampling: Sampling, max_tokens: int) -> Generation:
         """The new tokens of an answer; iterate over it, then see why it ended."""
         prompt = self._prompt_that_fits(messages)
         return Generation(self.decoder, prompt, self.stop_ids, max_tokens, sampling)

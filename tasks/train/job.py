@@ -95,8 +95,7 @@ def _prepare_layers(transformer: Transformer, precision: Precision, execution: E
     from model.training.precision.int8 import use_int8
 
     device = choose_device(execution.device)
-    sharded_by_zero = execution.strategy == "deepspeed" and execution.processes > 1
-    if sharded_by_zero and (precision in ("int8", "fp8") or execution.compile == "layers"):
+    if execution.strategy == "deepspeed" and (precision in ("int8", "fp8") or execution.compile == "layers"):
         raise ValueError(
             "Strategy 'deepspeed' gathers weights inside the layers, which can then be neither compiled nor multiplied "
             f"in {precision}. Use strategy 'fsdp2' or 'ddp', or precision 'bf16' and execution.compile 'no'."

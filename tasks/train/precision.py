@@ -18,7 +18,8 @@ def settle_precision(config: C, execution: Execution, features: frozenset[str]) 
         return config
     allowed = get_args(type(config).model_fields["precision"].annotation)
     ranked = ranked_precisions(features, on_gpu=_uses_gpu(execution))
-    excluded = {"int8"} if _compiles_or_gathers(execution) else set()
+    # INT8's kernels can neither be compiled nor have their weights gathered (tasks/train/job.py).
+    excluded = {"int8"} if execution.compile == "layers" or execution.strategy == "deepspeed" else set()
     chosen = next(one for one in ranked if one in allowed and one not in excluded)
     return config.model_copy(update={"precision": chosen})
 
@@ -39,8 +40,3 @@ def ranked_precisions(features: frozenset[str], on_gpu: bool) -> tuple[Precision
 
 def _uses_gpu(execution: Execution) -> bool:
     return execution.device == "cuda" or (execution.device == "auto" and NVIDIA_DEVICE.exists())
-
-
-def _compiles_or_gathers(execution: Execution) -> bool:
-    """Whether layers are compiled or gathered by DeepSpeed, which INT8's kernels cannot be (tasks/train/job.py)."""
-    return execution.compile == "layers" or (execution.strategy == "deepspeed" and execution.processes > 1)

@@ -130,9 +130,7 @@ def text_batches(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path) -> "Win
 
 def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path, sources: "TokenSources") -> "Validation":
     """Windows spread evenly over the validation split, as many as validation_tokens allows."""
-    import numpy as np
-
-    from model.training.data import Ramp, WindowBatches, plan_steps
+    from model.training.data import WindowBatches, fixed_rows
     from model.training.loop import Validation
     from model.vocabulary.tokenizer import Tokenizer
     from tasks.tokens.files import read_tokens
@@ -141,11 +139,10 @@ def _validation(cfg: PretrainConfig, folder: Path, tokenizer_dir: Path, sources:
     stream = read_tokens(folder, "validation")
     length = min(cfg.batches.sequence_length, len(stream) - 1)
     # Full rows from the start: a validation knows no ramp, or its figures would not compare along the curve.
-    plan = plan_steps(1, Ramp(1, 1), Ramp(length, length))
+    plan = fixed_rows(length)
     endoftext = tokenizer.endoftext_id if cfg.batches.document_attention else -1
     batches = WindowBatches(stream, plan, length, 0, bytes_of_tokens(tokenizer), endoftext, sources)
-    count = min(batches.windows, max(1, cfg.validation_tokens // length))
-    return Validation(batches, np.arange(count, dtype=np.int64) * batches.windows // count)
+    return Validation(batches, batches.spread(cfg.validation_tokens))
 
 
 def language_figures(sums: Mapping[str, float]) -> dict[str, float]:

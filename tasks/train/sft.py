@@ -22,13 +22,13 @@ from tasks.train.job import (
     place_objective,
     train,
 )
-from tasks.train.replay import ANSWERS, TEXT, ReplayedText, answer_figures
+from tasks.train.replay import ReplayedText, answer_figures, answers, validation_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from model.training.data import Batches
+    from model.training.mixture import MixedBatches
     from model.training.packing import PackedBatches, Sequences
     from model.vocabulary.chat_format import Rendered
 
@@ -143,22 +143,12 @@ def _pack_conversations(cfg: SftConfig, folder: Path, tokenizer_dir: Path, token
     )
 
 
-def _training_data(cfg: SftConfig, rows: _Rows, text: ReplayedText | None) -> TrainingData:
-    """The conversations, mixed with text where there is some to replay, and how many steps an epoch of them takes."""
-    import numpy as np
+def _mix(cfg: SftConfig, conversations: "PackedBatches", text: ReplayedText | None) -> "MixedBatches":
+    """The conversations, and among them the text that is replayed."""
+    from model.training.mixture import MixedBatches
 
-    from model.training.loop import Validation
-
-    own, per_batch = rows.training, cfg.batches.rows_per_batch
-    batches: Batches = own
-    validation = Validation(rows.validation, np.arange(len(rows.validation.rows), dtype=np.int64))
-    if text:
-        batches = text.mix(own, cfg.replay_share, cfg.replay_weight, per_batch, cfg.seed)
-        validation = text.validation(rows.validation, cfg.validation_tokens)
-    own_per_batch = per_batch * (1 - cfg.replay_share if text else 1)
-    steps = cfg.batches.steps or max(1, round(cfg.batches.epochs * len(own.rows) / own_per_batch))
-    tokens = float(sum(batches.tokens(batches.items(step)) for step in range(steps)))
-    return TrainingData(batches, validation, answer_figures, steps, tokens)
+    replayed = [text.component(cfg.replay_share, cfg.replay_weight)] if text else []
+    return MixedBatches([answers(conversations), *replayed], cfg.batches.rows_per_batch, cfg.seed)
 
 
 def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> None:
@@ -177,16 +167,20 @@ def sft_job(run: TrainingRun, cfg: SftConfig, inputs: Mapping[str, Path]) -> Non
     if "tokens" in inputs:
         check_contract(base_dir, inputs["tokens"])
         text = ReplayedText(inputs["tokens"], cfg.batches.sequence_length, token_bytes, tokenizer.endoftext_id)
-    data = _training_data(cfg, rows, text)
+    batches = _mix(cfg, rows.training, text)
+    # An epoch is one of the conversations.
+    conversations_per_step = cfg.batches.rows_per_batch * (1 - cfg.replay_share if text else 1)
+    steps = cfg.batches.steps or max(1, round(cfg.batches.epochs * len(rows.training.rows) / conversations_per_step))
+    tokens = float(sum(batches.tokens(batches.items(step)) for step in range(steps)))
     cut, left_out = rows.counts["truncated"], rows.counts["dropped"]
     if is_first_process() and cut + left_out:
         run.say(f"conversations too long for a row: {cut} truncated, {left_out} left out")
-    names, weights = ((ANSWERS, TEXT), (1.0, cfg.replay_weight)) if text else ((), ())
-    parallel = place_objective(run, cfg, NextToken(transformer, sources=names, weights=weights))
-    final = train(run, cfg, parallel, data)
+    validation = validation_of(rows.validation, text, cfg.validation_tokens)
+    parallel = place_objective(run, cfg, NextToken(transformer, sources=batches.names, weights=batches.weights))
+    final = train(run, cfg, parallel, TrainingData(batches, validation, answer_figures, steps, tokens))
     finish(run, parallel, base_dir, ("<|im_end|>", "<|endoftext|>"))
     if is_first_process():
-        figures = {**rows.counts, "train_tokens": data.tokens, "steps": data.steps}
+        figures = {**rows.counts, "train_tokens": tokens, "steps": steps}
         for name, value in {**figures, **final}.items():
             run.metric(name, value)
 

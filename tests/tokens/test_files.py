@@ -10,7 +10,7 @@ import torch
 
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
-from model.training.data import Ramp, TokenSources, WindowBatches, plan_steps
+from model.training.data import TokenSources, WindowBatches, fixed_rows
 from model.training.objectives import NextToken
 from tasks.tokens.files import MAX_SOURCES, report_names, token_sources
 from tasks.train.pretrain import language_figures
@@ -46,7 +46,7 @@ def test_sources_add_up_to_the_whole(autocast: bool) -> None:
     stream = random.integers(0, 50, 401).astype(np.uint16)
     ends = np.cumsum(random.integers(1, 40, 40))
     sources = TokenSources(("a", "b", "never"), ends, random.integers(0, 2, 40))
-    plan = plan_steps(1, Ramp(1, 1), Ramp(20, 20))
+    plan = fixed_rows(20)
     data = WindowBatches(stream, plan, 20, 0, np.arange(50, dtype=np.float32), sources=sources)
     batch = data.rows(np.arange(0, 20, 2), 10)  # rows shorter than windows, as in a ramp
     assert batch.source_ids is not None

@@ -122,6 +122,14 @@ def test_a_share_of_text_leaves_an_epoch_of_conversations_whole(
     assert steps[0.5] == pytest.approx(2 * steps[0.0], abs=1)
 
 
+def test_held_out_text_shorter_than_a_row_is_measured(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
+    tokens = make_tokens(tmp_path / "tokens", inputs["model"])
+    held_out = tokens.path / "validation.bin"
+    held_out.write_bytes(held_out.read_bytes()[:80])  # 40 tokens, a row takes 64
+    figures = obtain(sft, tiny(), {**inputs, "tokens": tokens}, execution).manifest.metrics
+    assert 0 < figures["val_text_bits_per_byte"] < 10
+
+
 def test_text_of_another_tokenizer_is_refused(inputs: Inputs, execution: Execution, tmp_path: Path) -> None:
     other = make_tokens(tmp_path / "tokens", make_tokenizer(tmp_path / "tokenizer", VOCAB_SIZE + 8))
     with pytest.raises(ValueError, match="tokenizer"):

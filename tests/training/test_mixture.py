@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from model.network.head import IGNORED
 from model.network.shape import ModelConfig
 from model.network.transformer import Transformer
-from model.training.data import Ramp, WindowBatches, plan_steps
+from model.training.data import WindowBatches, fixed_rows
 from model.training.mixture import Component, MixedBatches
 from model.training.objectives import NextToken
 from model.training.packing import PackedBatches, join_sequences
@@ -33,7 +33,7 @@ def packed() -> PackedBatches:
 
 def windows() -> WindowBatches:
     tokens = np.random.default_rng(2).integers(3, VOCAB, 40 * LENGTH + 1).astype(np.uint16)
-    return WindowBatches(tokens, plan_steps(1, Ramp(1, 1), Ramp(LENGTH, LENGTH)), LENGTH, 0, BYTES, ENDOFTEXT)
+    return WindowBatches(tokens, fixed_rows(LENGTH), LENGTH, 0, BYTES, ENDOFTEXT)
 
 
 def mixed(share: float = 0.3, weight: float = 1.0, rows: int = 8, seed: int = 5) -> MixedBatches:
